@@ -1,0 +1,79 @@
+"""What every kind of data looks like to the rest of spile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Kind = Literal["image", "array", "text"]
+"""image: uint8 pixels that get the model's preprocessing; array: numbers taken as ready; text: strings to tokenize."""
+
+
+class BadSample(Exception):  # noqa: N818 - a verdict on one sample, not a failure of the run
+    """One sample cannot be used; the message is the reason that the store's `skipped` table records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a sample without reading it. `id` is unique in its source and the same on every run."""
+
+    id: str
+    label: str | int | float | None = None
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that could not be used: where it stood in the source, its id, and why."""
+
+    position: int
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch, ready for a model: `inputs` hold ``len(records)`` samples, in source order.
+
+    `inputs` is a uint8 array (n, height, width, channels) for images, a ready array for arrays, a dict of
+    arrays for tokenized text, or whatever a user's own loader yields (tensors stay tensors). `start` and `stop` bound the
+    source positions the batch covers; positions that are not in `positions` are in `skipped`.
+    """
+
+    inputs: Any
+    kind: Kind
+    positions: tuple[int, ...]
+    records: tuple[Record, ...]
+    start: int
+    stop: int
+    skipped: tuple[Skipped, ...] = field(default=())
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples that can be read one by one, by position, from several threads."""
+
+    name: str
+    """What the manifest records, e.g. the folder or ``demo:mnist5k``."""
+    kind: Kind
+    records: Sequence[Record]
+
+    def read(self, position: int) -> Any:
+        """Read one sample: RGB uint8 (height, width, 3), a ready array, or a string. Raises `BadSample`."""
+        ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Samples that only come as the user's own batches, in order (a DataLoader, an iterator of batches)."""
+
+    name: str
+    kind: Kind
+    length: int | None
+    """Number of samples if known."""
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the user's batches, from the beginning."""
+        ...

@@ -1,0 +1,204 @@
+"""From addresses to points: which tensors of which calls a tap takes. Pure; works on one `Observation`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from spile import address as addresses
+from spile import pool as pools
+from spile.address import Address, Places, Side
+from spile.errors import AddressError, PoolError
+from spile.observation import Call, Item, Observation
+from spile.pool import Pool, PoolLike
+from spile.structure import places
+
+AddressLike = str | int | Address
+AddressesLike = AddressLike | Sequence[AddressLike] | Mapping[str, AddressLike]
+PoolsLike = PoolLike | Mapping[str, PoolLike]
+
+_LISTED = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A resolved address on a concrete model: one tensor per forward pass."""
+
+    name: str
+    """The user's own name, or the address as text."""
+    path: str
+    side: Side
+    call: int
+    only_call: bool
+    """The address names no call, so the layer must run exactly once."""
+    item: str | None
+    pool: Pool
+    """Settled: never ``auto``."""
+    layout: str | None
+    shape: tuple[int, ...]
+    """Of one sample, before pooling, in the layer's own axis order."""
+    type: str
+    order: int
+    macs: int
+    """Multiply-accumulates a sample to reach this point."""
+    params: int
+    """Parameters needed to reach this point."""
+
+    @property
+    def address(self) -> str:
+        """The point's full address: path, side, call and item."""
+        return str(Address(self.path, self.side, None if self.only_call else self.call, self.item))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A place that a pattern matched and that has nothing to keep for each sample."""
+
+    address: str
+    reason: str
+
+
+def resolve(
+    wanted: AddressesLike, pool: PoolsLike, observation: Observation
+) -> tuple[tuple[Point, ...], tuple[LeftOut, ...]]:
+    """Resolve addresses to points, in the order given and, inside a pattern, in forward order.
+
+    `pool` is one pool for all, or a dict from address (or own name) to pool; what it leaves out is ``"auto"``.
+    Raises `AddressError` for an address that matches nothing or is ambiguous, `PoolError` for a pool that does not fit.
+    """
+    known = places(observation)
+    points: dict[str, Point] = {}
+    left_out: list[LeftOut] = []
+    requests = list(_requests(wanted))
+    spec = _pool_of(pool, [str(name or parsed) for name, parsed in requests])
+    for name, parsed in requests:
+        chosen = spec(str(name or parsed))
+        found, without = _expand(parsed, chosen, observation, known)
+        left_out += without
+        if name is not None:
+            if len(found) != 1:
+                raise AddressError(
+                    f"the name {name!r} needs one point, but {parsed!s} has {len(found)}: {_some([p.name for p in found])}"
+                )
+            found = [replace(found[0], name=name)]
+        if not found:
+            raise AddressError(f"{parsed!s} has no point to keep: {_some([f'{o.address} ({o.reason})' for o in without])}")
+        for point in found:
+            points.setdefault(point.name, point)
+    return tuple(points.values()), tuple(left_out)
+
+
+def _requests(wanted: AddressesLike) -> Iterator[tuple[str | None, Address]]:
+    if isinstance(wanted, Mapping):
+        for name, text in wanted.items():
+            yield str(name), addresses.parse(text)
+    else:
+        listed = [wanted] if isinstance(wanted, (str, int, Address)) else list(wanted)
+        if not listed:
+            raise AddressError("no address given: name at least one place, e.g. 'stages'")
+        for text in listed:
+            yield None, addresses.parse(text)
+
+
+class _pool_of:  # noqa: N801 - a lookup, used like a function
+    def __init__(self, pool: PoolsLike, names: Sequence[str]) -> None:
+        self._each = {str(k): pools.parse(v) for k, v in pool.items()} if isinstance(pool, Mapping) else {}
+        self._all = Pool("auto") if isinstance(pool, Mapping) else pools.parse(pool)
+        for unknown in self._each.keys() - set(names):
+            raise PoolError(f"a pool is given for {unknown!r}, which is not asked for: asked for are {_some(list(names))}")
+
+    def __call__(self, name: str) -> Pool:
+        return self._each.get(name, self._all)
+
+
+def _expand(
+    parsed: Address, pool: Pool, observation: Observation, known: Places
+) -> tuple[list[Point], list[LeftOut]]:
+    single = parsed.kind in ("exact", "index")
+    points: list[Point] = []
+    left_out: list[LeftOut] = []
+    for path in addresses.match(parsed, known):
+        spoken = parsed.pattern if parsed.kind == "exact" else path
+        for call in _calls(parsed, spoken, observation.by_path[path], single):
+            several = len(observation.by_path[path]) > 1
+            for item in _items(parsed, spoken, call, single):
+                shown = Address(
+                    spoken,
+                    parsed.side,
+                    call.index if several or parsed.call is not None else None,
+                    item.key if parsed.item is not None or len(call.items(parsed.side)) > 1 else None,
+                )
+                try:
+                    points.append(_point(shown, path, call, item, pool, observation, only=not several))
+                except PoolError as error:
+                    if single or not (item.layout is None or pool.kind == "auto"):
+                        raise
+                    left_out.append(LeftOut(str(shown), str(error)))
+    return points, left_out
+
+
+def _calls(parsed: Address, spoken: str, calls: tuple[Call, ...], single: bool) -> tuple[Call, ...]:
+    if parsed.call is not None:
+        if parsed.call < len(calls):
+            return (calls[parsed.call],)
+        if single:
+            raise AddressError(
+                f"{parsed!s}: {spoken!r} runs {len(calls)} times, so its calls are "
+                f"{_some([str(Address(spoken, parsed.side, c.index)) for c in calls])}"
+            )
+        return ()
+    if single and len(calls) > 1:
+        raise AddressError(
+            f"{spoken!r} runs {len(calls)} times; say which call: "
+            f"{_some([str(Address(spoken, parsed.side, c.index, parsed.item)) for c in calls])}"
+        )
+    return calls
+
+
+def _items(parsed: Address, spoken: str, call: Call, single: bool) -> tuple[Item, ...]:
+    items = call.items(parsed.side)
+    what = "output" if parsed.side == "out" else "input"
+    listed = _some([str(Address(spoken, parsed.side, parsed.call, item.key)) for item in items])
+    if parsed.item is not None:
+        chosen = tuple(item for item in items if item.key == parsed.item)
+        if single and not chosen:
+            raise AddressError(f"the {what} of {spoken!r} has no item {parsed.item!r}; there is {listed}")
+        return chosen
+    if single and len(items) != 1:
+        if not items:
+            raise AddressError(f"the {what} of {spoken!r} holds no tensor")
+        raise AddressError(f"the {what} of {spoken!r} is not one tensor; say which item: {listed}")
+    return items
+
+
+def _point(
+    shown: Address, path: str, call: Call, item: Item, pool: Pool, observation: Observation, *, only: bool
+) -> Point:
+    settled = pools.settle(
+        pool,
+        item.layout,
+        place=f"{shown!s} (shape {list(item.shape)})",
+        prefix_tokens=observation.prefix_tokens,
+        text=observation.text,
+    )
+    out = shown.side == "out"
+    return Point(
+        name=str(shown),
+        path=path,
+        side=shown.side,
+        call=call.index,
+        only_call=only and shown.call is None,
+        item=item.key,
+        pool=settled,
+        layout=item.layout,
+        shape=tuple(n for n, axis in zip(item.shape, item.layout or "?" * len(item.shape), strict=True) if axis != "B"),
+        type=observation.layers[path].types[0],
+        order=call.end if out else call.start,
+        macs=call.macs if out else call.macs_before,
+        params=call.params if out else call.params_before,
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (", ".join(names[:_LISTED]) or "nothing") + more

@@ -1,0 +1,74 @@
+"""How a tap runs during extraction: eager, channels-last, in inference mode, normalised on the device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spile.backend import Precision, Tap
+from spile.errors import ModelError
+from spile.preprocessing import ImagePreprocessing
+from spile.torch.trees import device_of, transform
+
+
+class EagerEngine:
+    """The reference engine. Calling it with one batch gives a float32 (or integer) NumPy array for every point."""
+
+    name = "eager"
+
+    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> None:
+        self._tap = tap
+        self._preprocessing = preprocessing
+        self._device = device_of(tap.model)
+        if precision not in ("float32", "bfloat16"):
+            raise ModelError(f"unknown precision {precision!r}: write 'float32' (the default) or 'bfloat16'")
+        self._bfloat16 = precision == "bfloat16"
+
+    def __call__(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self._bfloat16 else nullcontext()
+        with torch.inference_mode(), autocast:
+            args = model_inputs(inputs, preprocessing=self._preprocessing, device=self._device)
+            activations = self._tap(**args) if isinstance(args, dict) else self._tap(args)
+        return {name: _array(value) for name, value in activations.items()}
+
+
+def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, device: torch.device) -> Any:
+    """A batch as the model takes it.
+
+    uint8 pixels (samples, height, width, channels) are normalised as `preprocessing` says, into channels-last
+    (samples, channels, height, width); everything else is taken as ready and only moved.
+    """
+    if isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim == 4:
+        if preprocessing is None:
+            raise ModelError(
+                "uint8 images need the model's preprocessing, which a bare model object does not tell: pass "
+                "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or ready float arrays"
+            )
+        pixels = torch.from_numpy(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last memory
+        mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
+        std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+        return pixels.float().mul_(preprocessing.scale).sub_(mean).div_(std)
+    return transform(_tensors(inputs), lambda t: _channels_last(t.to(device)))
+
+
+def _tensors(inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return {key: _tensors(value) for key, value in inputs.items()}
+    if isinstance(inputs, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32 if inputs.dtype == np.float64 else None))
+    return inputs
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _array(value: Tensor) -> np.ndarray[Any, Any]:
+    value = value.float() if value.is_floating_point() else value
+    array: np.ndarray[Any, Any] = value.cpu().numpy()
+    return array

@@ -1,0 +1,92 @@
+"""Pools on tensors. Every result is a copy, so a later in-place operation of the model cannot reach it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spile.pool import Pool
+
+_HALF = (torch.float16, torch.bfloat16)
+_GEM_FLOOR = 1e-6
+
+
+def pooled(x: Tensor, pool: Pool, layout: str | None, *, prefix_tokens: int = 0, mask: Tensor | None = None) -> Tensor:
+    """Pool one activation; samples come first in the result.
+
+    `mask` (samples, tokens) is 1 where a token is real. Half-precision activations are reduced in float32 and stay
+    float32.
+    """
+    if layout is None:
+        return x.clone() if pool.kind == "none" else _call(pool, x)
+    if pool.kind == "callable":
+        return _call(pool, _batch_first(x, layout))
+    if pool.kind == "none":
+        return _batch_first(x, layout).clone()
+    x = x.permute([layout.index(axis) for axis in _canonical(layout)]) if "?" not in layout else _batch_first(x, layout)
+    if pool.kind == "flatten":
+        return x.flatten(1).clone() if x.ndim > 1 else x.unsqueeze(1).clone()
+    x = x.float() if x.dtype in _HALF or not x.is_floating_point() else x
+    if "T" in layout:
+        return _pool_tokens(x, pool.kind, prefix_tokens, mask)
+    return _pool_map(x, pool)
+
+
+def _call(pool: Pool, x: Tensor) -> Tensor:
+    assert pool.function is not None
+    result: Tensor = pool.function(x)
+    return result.clone()
+
+
+def _batch_first(x: Tensor, layout: str) -> Tensor:
+    return x.movedim(layout.index("B"), 0)
+
+
+def _canonical(layout: str) -> str:
+    """Samples, then channels, then space; tokens before channels."""
+    order = "BTC" if "T" in layout else "BCZYX"
+    return "".join(axis for axis in order if axis in layout)
+
+
+def _pool_map(x: Tensor, pool: Pool) -> Tensor:
+    space = tuple(range(2, x.ndim))
+    if pool.kind == "avg":
+        return x.mean(space)
+    if pool.kind == "max":
+        return x.amax(space)
+    if pool.kind == "gem":
+        p = pool.size or 3.0
+        return x.clamp(min=_GEM_FLOOR).pow(p).mean(space).pow(1 / p)
+    cells = [int(pool.size or 1)] * len(space)
+    pooling = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
+    return pooling[len(space) - 1](x, cells).flatten(1)  # type: ignore[operator]
+
+
+def _pool_tokens(x: Tensor, kind: str, prefix_tokens: int, mask: Tensor | None) -> Tensor:
+    real = mask if mask is not None and mask.shape == x.shape[:2] else None
+    if kind == "cls":
+        return _first(x, real).clone()
+    if kind == "last":
+        return _last(x, real).clone()
+    patches = x[:, prefix_tokens:]
+    if real is None:
+        mean = patches.mean(1)
+    else:
+        weight = real[:, prefix_tokens:].to(x.dtype).unsqueeze(-1)
+        mean = (patches * weight).sum(1) / weight.sum(1).clamp(min=1)
+    return mean if kind == "mean" else torch.cat([_first(x, real), mean], dim=1)
+
+
+def _first(x: Tensor, real: Tensor | None) -> Tensor:
+    if real is None:
+        return x[:, 0]
+    return x[torch.arange(x.shape[0], device=x.device), real.bool().int().argmax(1)]
+
+
+def _last(x: Tensor, real: Tensor | None) -> Tensor:
+    if real is None:
+        return x[:, -1]
+    positions = torch.arange(x.shape[1], device=x.device).expand_as(real)
+    last = positions.masked_fill(~real.bool(), -1).amax(1).clamp(min=0)
+    return x[torch.arange(x.shape[0], device=x.device), last]

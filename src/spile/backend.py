@@ -43,6 +43,9 @@ class Tap(Protocol):
     """Points and pools on a model."""
 
     model: Any
+    mode: Mode
+    origin: Any
+    last_features: str
 
     @property
     def points(self) -> tuple[Point, ...]: ...

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from spile.backend import Activations, Mode, Tap, Verification, backend_of
 from spile.errors import MissingDependency
+from spile.models import as_loaded, example_for
 from spile.observation import Call, Observation
 from spile.resolution import AddressesLike, PoolsLike
 from spile.structure import places
@@ -33,7 +34,8 @@ def tap(
 ) -> Tap:
     """Tap a model at one or several addresses.
 
-    `addresses` is one address, a list, or a dict ``{own name: address}``. `pool` is one pool for all, or a dict from address
+    `model` is a model object, a reference such as ``"timm:resnet50"``, or what `spile.load_model` gave; the latter two
+    bring their preprocessing along. `addresses` is one address, a list, or a dict ``{own name: address}``. `pool` is one pool for all, or a dict from address
     (or own name) to pool. `example` is a batch, or the shape of one, for the dry pass that learns which layers run and how
     often; without it the first batch serves. The pass runs in evaluation mode and puts the flags back; ``mode="as_is"``
     runs the model as you left it, for training.
@@ -41,7 +43,12 @@ def tap(
     Returns a ``torch.nn.Module`` that is called like the model and gives `Activations`: one tensor a point, samples first.
     Raises `AddressError`, `PoolError`, and on any later batch `CaptureError` where a point did not fire as it should.
     """
-    return backend_of(model).tap(model, addresses, pool=pool, example=example, mode=mode)
+    loaded = as_loaded(model)
+    if example is None:
+        example = example_for(loaded)
+    made = backend_of(loaded.model).tap(loaded.model, addresses, pool=pool, example=example, mode=mode)
+    made.origin = loaded if loaded.reference else None
+    return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,12 +158,14 @@ class LayerTable(Sequence[LayerRow]):
         return f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def layers(model: Any, example: Any) -> LayerTable:
+def layers(model: Any, example: Any = None) -> LayerTable:
     """List the layers that run, in forward order: address, type, output, parameters, cost to reach, calls and stride.
 
-    `example` is a batch or its shape, e.g. ``(1, 3, 224, 224)``; no real data is run where the model allows fake tensors.
+    `model` is as for `tap`. `example` is a batch or its shape, e.g. ``(1, 3, 224, 224)``, and not needed for a reference
+    that tells its input size; no real data is run where the model allows fake tensors.
     """
-    observation = backend_of(model).observe(model, example)
+    loaded = as_loaded(model)
+    observation = backend_of(loaded.model).observe(loaded.model, example_for(loaded) if example is None else example)
     known = places(observation)
     blocks, stages = set(known.blocks), set(known.stages)
     return LayerTable([_row(observation, path, path in blocks, path in stages) for path in known.paths])

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from spile import structure
 from spile.backend import Activations, Mode, Verification
 from spile.errors import CaptureError, ModelError
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, resolve
@@ -40,6 +41,10 @@ class Tap(nn.Module):
             raise ModelError("DataParallel runs copies of the model in threads: tap model.module, or use DistributedDataParallel")
         self.model = model
         self.mode = mode
+        self.origin: Any = None
+        """The `spile.models.LoadedModel` that the model came from, where it came from a reference."""
+        self.last_features = ""
+        """Address of what the model's final classifier reads; empty until the points are resolved."""
         self._wanted = (addresses, pool)
         self._points: tuple[Point, ...] = ()
         self._left_out: tuple[LeftOut, ...] = ()
@@ -109,6 +114,7 @@ class Tap(nn.Module):
 
     def _resolve(self, example: Any) -> None:
         observation = observe(self.model, example)
+        self.last_features = structure.last_features(observation)
         addresses, pool = self._wanted
         self._points, self._left_out = resolve(addresses, pool, observation)
         modules = {unwrapped_name(names[0]): module for module, names in names_of(unwrap(self.model)).items()}

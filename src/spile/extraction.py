@@ -1,0 +1,367 @@
+"""Extract: a tap and data into a store, in one pass that reads, computes and writes at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+
+import spile
+from spile.backend import Engine, Precision, Tap, backend_of
+from spile.data import Batch, Source, Stream, batches, open_source
+from spile.errors import DataError, ModelError
+from spile.models import LoadedModel
+from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
+from spile.progress import progress_bar
+from spile.resolution import Point
+from spile.store import ColumnSpec, Manifest, Store, Writer, create, has_store
+from spile.store import resume as resume_store
+
+Dtype = Literal["float16", "float32"]
+EngineName = Literal["auto", "eager"]
+
+BATCH_SIZE = 32
+"""What ``batch_size="auto"`` means."""
+
+_QUEUED = 2
+_SAMPLES_BEFORE_JUDGING_A_STREAM = 1000
+
+
+def extract(
+    tap: Tap,
+    data: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    dtype: Dtype = "float16",
+    engine: EngineName = "auto",
+    precision: Precision = "float32",
+    batch_size: int | Literal["auto"] = "auto",
+    preprocessing: Preprocessing | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    max_bad: float = 0.01,
+    workers: int | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> Store:
+    """Write the activations of all samples at all points of a tap into a store, and return it.
+
+    Args:
+        tap: made by `spile.tap`; one made from a model reference brings the model's preprocessing.
+        data: anything `spile.data.open_source` takes: a folder, a manifest, arrays, a DataLoader, ``demo:NAME``, …
+        path: of the Lance dataset to write, local or ``s3://…``; ``None`` keeps the store in memory.
+        dtype: what is stored. ``float16`` halves the size; a value it cannot hold is an error, not an infinity.
+        engine: how the tap is run; ``auto`` chooses.
+        precision: what is computed in.
+        batch_size: samples a batch. A resumed run must use the same, which ``auto`` does.
+        preprocessing: what uint8 images or texts get, where the tap does not bring it.
+        resume: go on with a store at `path` that a killed run left; a finished one is returned as it is. With
+            ``False``, anything at `path` is an error.
+        max_bad: share of samples that may be unreadable; they become rows of ``store.skipped``. One is always allowed.
+        workers: threads that read and decode.
+
+    Raises `DataError`, `CaptureError`, `StoreError`, and `FingerprintMismatch` where the store at `path` was made by
+    something that gives other values.
+    """
+    with _run(tap, data, engine, precision, batch_size, preprocessing, workers) as run:
+        columns = run.columns(dtype)
+        manifest = run.manifest()
+        writer = _open_writer(path, columns, manifest, again=resume, storage_options=storage_options)
+        if not writer.complete:
+            limit = _Limit(max_bad, run.length, skipped=writer.skipped, kept=None if path is None else str(path))
+            with (
+                progress_bar("extract", total=run.length, done=writer.next_position, shown=progress) as report,
+                _written_behind(lambda batch, arrays: _append(writer, batch, arrays), writer.commit) as write,
+            ):
+                for batch, arrays in run.results(columns, start=writer.next_position):
+                    write(batch, arrays)
+                    limit.count(batch)
+                    report(samples=batch.stop - batch.start, written=run.bytes, skipped=limit.skipped)
+    return writer.finish()
+
+
+def add(store: Store, tap: Tap, data: Any, *, dtype: Dtype = "float16", progress: bool = True, workers: int | None = None) -> Store:
+    """Add the points of `tap` to `store` as new columns, from the `data` the store was made from.
+
+    Nothing that is written already is rewritten, and a run that is cut off leaves the store as it was. The model, its
+    preprocessing and precision must be those of the store (`FingerprintMismatch`), the samples too (`StoreError`).
+    """
+    made = store.manifest.fingerprinted
+    with _run(tap, data, "auto", made["precision"], made["batch_size"], None, workers) as run:
+        columns = run.columns(dtype)
+        known = set(store.ids.tolist())
+        with (
+            store.adding(columns, run.manifest()) as writer,
+            progress_bar("add", total=run.length, done=0, shown=progress) as report,
+        ):
+            for batch, arrays in run.results(columns, start=0):
+                keep = [i for i, record in enumerate(batch.records) if record.id in known]
+                ids = [batch.records[i].id for i in keep]
+                chosen = {name: [values[i] for i in keep] if isinstance(values, list) else values[keep] for name, values in arrays.items()}
+                writer.append(ids, chosen)
+                report(samples=batch.stop - batch.start, written=run.bytes, skipped=len(batch.skipped))
+            return writer.finish()
+
+
+def _open_writer(
+    path: str | os.PathLike[str] | None,
+    columns: Sequence[ColumnSpec],
+    manifest: Manifest,
+    *,
+    again: bool,
+    storage_options: Mapping[str, str] | None,
+) -> Writer:
+    if path is not None and again and has_store(path, storage_options=storage_options):
+        return resume_store(path, columns, manifest, storage_options=storage_options)
+    return create(path, columns, manifest, storage_options=storage_options)
+
+
+def _append(writer: Writer, batch: Batch, arrays: Mapping[str, Any]) -> None:
+    writer.append(batch.records, batch.positions, arrays, batch.skipped, stop=batch.stop)
+
+
+@dataclass
+class _Run:
+    """One extraction under way: the opened data, the tap's engine, and the first batch that had a good sample."""
+
+    tap: Tap
+    source: Source | Stream
+    preprocessing: Preprocessing | None
+    tokenize: Callable[[list[str]], dict[str, np.ndarray[Any, Any]]] | None
+    engine: Engine
+    precision: Precision
+    batch_size: int
+    workers: int | None
+    bytes: int = 0
+
+    @property
+    def length(self) -> int | None:
+        """Samples in the data, where that is known."""
+        return self.source.length if isinstance(self.source, Stream) else len(self.source.records)
+
+    def __post_init__(self) -> None:
+        self._first = self._read(0)
+        self._lead: list[Batch] = []
+        for batch in self._first:
+            self._lead.append(batch)
+            if batch.records:
+                break
+        else:
+            raise DataError(_nothing_read(self.source.name, self._lead))
+        self._lead_arrays = self._compute(self._lead[-1])
+
+    def _read(self, start: int) -> Iterator[Batch]:
+        return batches(
+            self.source,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            start=start,
+            workers=self.workers,
+            tokenizer=self.tokenize,
+        )
+
+    def _compute(self, batch: Batch) -> dict[str, Any]:
+        if not batch.records:
+            return {}
+        return {name: self._kept(name, values, batch) for name, values in self.engine(batch.inputs).items()}
+
+    def _kept(self, name: str, values: np.ndarray[Any, Any], batch: Batch) -> Any:
+        """The values of a batch; tokens that are padding go, which leaves samples of several lengths."""
+        if len(values) != len(batch.records):
+            raise ModelError(f"{name} gives {len(values)} rows for {len(batch.records)} samples, so it cannot be stored by sample")
+        mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, dict) else None
+        if mask is not None and values.ndim > 2 and values.shape[:2] == tuple(mask.shape):
+            return [row[np.asarray(real, dtype=bool)] for row, real in zip(values, mask, strict=True)]
+        return values
+
+    def columns(self, dtype: Dtype) -> list[ColumnSpec]:
+        """One column a point, shaped like the first batch."""
+        baselines = {"@in": "raw", self.tap.last_features: "last"}
+        return [
+            ColumnSpec(name=point.name, shape=_shape(self._lead_arrays[point.name]), dtype=dtype, info=_info(point, baselines))
+            for point in self.tap.points
+        ]
+
+    def manifest(self) -> Manifest:
+        """What determines the values, and what is only recorded."""
+        backend = backend_of(self.tap.model)
+        origin = self.tap.origin
+        return Manifest(
+            fingerprinted={
+                "architecture": backend.architecture_hash(self.tap.model),
+                "weights": backend.weights_hash(self.tap.model),
+                "mode": self.tap.mode,
+                "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
+                "samples": _samples_hash(self.source),
+                "engine": self.engine.name,
+                "precision": self.precision,
+                "batch_size": self.batch_size,
+                "versions": {**backend.versions(), "pillow": metadata.version("pillow"), "spile": spile.__version__},
+            },
+            recorded={
+                "model": origin.reference if origin else f"{type(self.tap.model).__module__}.{type(self.tap.model).__qualname__}",
+                "data": self.source.name,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "numpy": np.__version__,
+            },
+        )
+
+    def results(self, columns: Sequence[ColumnSpec], *, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Every batch from `start` on with its arrays; the batches that were read to learn the shapes come for free."""
+        empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
+        if start == 0:
+            ahead = chain(zip(self._lead, [{}] * (len(self._lead) - 1) + [self._lead_arrays], strict=True), _uncomputed(self._first))
+        else:
+            self.close()
+            ahead = _uncomputed(self._read(start))
+        for batch, arrays in ahead:
+            arrays = arrays or self._compute(batch) or empty
+            self.bytes += sum(_size(values) for values in arrays.values()) * np.dtype(columns[0].dtype).itemsize
+            yield batch, arrays
+
+    def close(self) -> None:
+        """Stop the reading threads."""
+        close = getattr(self._first, "close", None)
+        if close is not None:
+            close()
+
+
+@contextmanager
+def _run(
+    tap: Tap,
+    data: Any,
+    engine: EngineName,
+    precision: Precision,
+    batch_size: int | Literal["auto"],
+    preprocessing: Preprocessing | None,
+    workers: int | None,
+) -> Iterator[_Run]:
+    if engine not in ("auto", "eager"):
+        raise ModelError(f"unknown engine {engine!r}: write 'auto' or 'eager'")
+    source = open_source(data)
+    origin: LoadedModel | None = tap.origin
+    chosen = preprocessing or (origin.preprocessing if origin else None)
+    if source.kind != ("text" if isinstance(chosen, TextPreprocessing) else "image"):
+        chosen = None
+    images = chosen if isinstance(chosen, ImagePreprocessing) else None
+    run = _Run(
+        tap=tap,
+        source=source,
+        preprocessing=chosen,
+        tokenize=origin.tokenize if origin else None,
+        engine=backend_of(tap.model).engine(tap, preprocessing=images, precision=precision),
+        precision=precision,
+        batch_size=BATCH_SIZE if batch_size == "auto" else batch_size,
+        workers=workers,
+    )
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+@contextmanager
+def _written_behind(
+    append: Callable[[Batch, dict[str, Any]], None], commit: Callable[[], None]
+) -> Iterator[Callable[[Batch, dict[str, Any]], None]]:
+    """Write in a thread of its own, a few batches behind; what was computed before an error is still committed."""
+    waiting: queue.Queue[tuple[Batch, dict[str, Any]] | None] = queue.Queue(maxsize=_QUEUED)
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        while (item := waiting.get()) is not None:
+            if not failed:
+                try:
+                    append(*item)
+                except BaseException as error:
+                    failed.append(error)
+
+    def write(batch: Batch, arrays: dict[str, Any]) -> None:
+        if failed:
+            raise failed[0]
+        waiting.put((batch, arrays))
+
+    thread = threading.Thread(target=work, name="spile-writer", daemon=True)
+    thread.start()
+    try:
+        yield write
+    finally:
+        waiting.put(None)
+        thread.join()
+        if not failed:
+            commit()
+    if failed:
+        raise failed[0]
+
+
+class _Limit:
+    """Stops a run with too many bad samples."""
+
+    def __init__(self, max_bad: float, total: int | None, *, skipped: int, kept: str | None) -> None:
+        if not 0 <= max_bad <= 1:
+            raise DataError(f"max_bad={max_bad} is no share: write a number from 0 to 1, e.g. 0.05")
+        self._max_bad, self._total, self._kept = max_bad, total, kept
+        self.skipped = skipped
+
+    def count(self, batch: Batch) -> None:
+        """Raise `DataError` where too many samples were skipped so far, those of `batch` included."""
+        self.skipped += len(batch.skipped)
+        total = self._total or max(batch.stop, _SAMPLES_BEFORE_JUDGING_A_STREAM)
+        if self.skipped > math.ceil(self._max_bad * total):
+            first = f"{batch.skipped[0].id}: {batch.skipped[0].reason}" if batch.skipped else "see store.skipped"
+            kept = f"; what is done is kept in {self._kept} and the run can be resumed" if self._kept else ""
+            raise DataError(
+                f"{self.skipped} of {total} samples cannot be used (last: {first}), more than max_bad={self._max_bad:g} "
+                f"allows{kept}: mend the data or give a larger max_bad"
+            )
+
+
+def _uncomputed(read: Iterator[Batch]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    for batch in read:
+        yield batch, {}
+
+
+def _nothing_read(name: str, lead: Sequence[Batch]) -> str:
+    reasons = [f"{s.id}: {s.reason}" for batch in lead for s in batch.skipped][:3]
+    return f"{name}: not one sample can be used" + (f" ({'; '.join(reasons)})" if reasons else "")
+
+
+def _shape(values: Any) -> tuple[int | None, ...]:
+    return (None, *values[0].shape[1:]) if isinstance(values, list) else values.shape[1:]
+
+
+def _size(values: Any) -> int:
+    return sum(row.size for row in values) if isinstance(values, list) else values.size
+
+
+def _info(point: Point, baselines: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "address": point.address,
+        "pool": point.pool.fingerprint(),
+        "type": point.type,
+        "layout": point.layout,
+        "order": point.order,
+        "macs": point.macs,
+        "params": point.params,
+        "baseline": baselines.get(point.address),
+    }
+
+
+def _samples_hash(source: Source | Stream) -> dict[str, Any] | None:
+    """How many samples, and a hash of their ids; ``None`` for a stream, whose samples are not known beforehand."""
+    if isinstance(source, Stream):
+        return None
+    digest = hashlib.sha256()
+    for record in source.records:
+        digest.update(record.id.encode() + b"\0")
+    return {"count": len(source.records), "ids": digest.hexdigest()}

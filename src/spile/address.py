@@ -6,14 +6,24 @@
     lstm:1.0              an item of a nested tuple or dict output
     stages                the last layer of every stage, whatever the network
 
+Inside a part of a path ``*``, ``?`` and ``[..]`` match as in file names; ``**`` is any number of whole parts,
+also none: ``layer4.**`` is ``layer4`` and everything in it. A regex must match the whole path; one ending in
+``@in``, ``#1`` or ``:0`` has to write it ``[@]in``, ``[#]1``, ``[:]0``.
+
+A layer may bear a name that means something else. The words ``stages``, ``blocks``, ``leaves`` and ``all``
+keep their meaning, and ``re:blocks`` is the layer called ``blocks``. A number is the layer of that name where
+there is one (the children of a ``Sequential``), else the block of that number. `literal` writes any path.
+
 Pure: parses, prints and matches; knows no framework and no model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Literal
 
 from spile.errors import AddressError, nearest
@@ -23,13 +33,18 @@ Kind = Literal["exact", "glob", "regex", "type", "index", "stages", "blocks", "l
 
 KEYWORDS = ("stages", "blocks", "leaves", "all")
 GRAMMAR = (
-    "an address is pattern[@out|@in][#call][:item], and a pattern is a layer's path, a glob, re:REGEX, type:CLASS, "
-    "a number (-1 = last block), stages, blocks, leaves or all"
+    "an address is pattern[@out|@in][#call][:item], and a pattern is a layer's path, a glob, re:REGEX, "
+    "type:CLASS, a number (-1 = last block), stages, blocks, leaves or all"
 )
 
-_PREFIXED = re.compile(r"(?P<pattern>(?:re|type):.+?)(?:@(?P<side>in|out))?(?:#(?P<call>\d+))?(?::(?P<item>[\w.\-]+))?")
-_PLAIN = re.compile(r"(?P<pattern>[^@#:]*)(?:@(?P<side>[^@#:]*))?(?:#(?P<call>[^@#:]*))?(?::(?P<item>[^@#:]*))?")
-_INDEX = re.compile(r"[+-]?\d+")
+_PREFIXED = re.compile(
+    r"(?s)(?P<pattern>(?:re|type):.+?)(?:@(?P<side>in|out))?(?:#(?P<call>[0-9]+))?(?::(?P<item>[\w\-]+(?:\.[\w\-]+)*))?"
+)
+_PLAIN = re.compile(
+    r"(?P<pattern>[^@#:]*)(?:@(?P<side>[^@#:]*))?(?:#(?P<call>[^@#:]*))?(?::(?P<item>[^@#:]*))?"
+)
+_INDEX = re.compile(r"[+-]?[0-9]{1,9}")
+_COUNT = re.compile(r"[0-9]{1,9}")
 _ITEM = re.compile(r"[\w\-]+(?:\.[\w\-]+)*")
 
 
@@ -37,7 +52,7 @@ _ITEM = re.compile(r"[\w\-]+(?:\.[\w\-]+)*")
 class Address:
     """A parsed address. ``str(address)`` is its canonical text, and parses back to an equal address.
 
-    An empty `pattern` is the model itself, so ``@in`` is the model's input.
+    An empty `pattern` is the model itself: ``@in`` is its input, ``@out`` its output.
     """
 
     pattern: str
@@ -46,7 +61,7 @@ class Address:
     item: str | None = None
 
     def __str__(self) -> str:
-        side = "" if self.side == "out" else "@in"
+        side = "" if self.side == "out" and self.pattern else f"@{self.side}"
         call = "" if self.call is None else f"#{self.call}"
         item = "" if self.item is None else f":{self.item}"
         return f"{self.pattern}{side}{call}{item}"
@@ -73,7 +88,7 @@ class Places:
     paths: tuple[str, ...]
     """Every layer that runs, by its first name."""
     types: Mapping[str, tuple[str, ...]]
-    """Class names of each layer, most derived first."""
+    """Class names of each of these layers, most derived first."""
     aliases: Mapping[str, str]
     """Other names of tied layers -> the first name."""
     blocks: tuple[str, ...] = ()
@@ -87,90 +102,130 @@ def parse(text: str | int | Address) -> Address:
     """Parse an address. Raises `AddressError` naming the part that is wrong and the grammar."""
     if isinstance(text, Address):
         return text
-    if isinstance(text, bool) or not isinstance(text, (str, int)):
+    if isinstance(text, bool) or not isinstance(text, (str, Integral)):
         raise AddressError(f"{text!r} is no address: give a string or a whole number; {GRAMMAR}")
     text = str(text)
-    if text.startswith(("re:", "type:")):
-        found = _PREFIXED.fullmatch(text)
-    else:
-        found = _PLAIN.fullmatch(text)
+    found = (_PREFIXED if text.startswith(("re:", "type:")) else _PLAIN).fullmatch(text)
     if found is None:
         raise AddressError(f"{text!r} does not parse: {GRAMMAR}")
     pattern, side, call, item = found["pattern"], found["side"], found["call"], found["item"]
     if side not in (None, "in", "out"):
         raise AddressError(f"unknown side {side!r} in {text!r}: write @out (the default) or @in")
-    if call is not None and not (call.isascii() and call.isdecimal()):
-        raise AddressError(f"call {call!r} in {text!r} is no count from 0: write {pattern}#0 for the first call")
+    if call is not None and not _COUNT.fullmatch(call):
+        raise AddressError(
+            f"call {call!r} in {text!r} is no count from 0: write {pattern}#0 for the first call"
+        )
     if item is not None and not _ITEM.fullmatch(item):
-        raise AddressError(f"item {item!r} in {text!r} is no index or key: write {pattern}:0 or {pattern}:key")
+        raise AddressError(
+            f"item {item!r} in {text!r} is no index or key: write {pattern}:0 or {pattern}:key"
+        )
     if not pattern and side is None:
-        raise AddressError(f"{text!r} names no layer: {GRAMMAR} (the model's input is '@in')")
+        raise AddressError(
+            f"{text!r} names no layer: {GRAMMAR} (the model's input is '@in', its output '@out')"
+        )
     if pattern.startswith("re:"):
         _compile(pattern)
+    elif any("**" in part and part != "**" for part in _parts(pattern)):
+        raise AddressError(f"** in {text!r} must stand for whole parts: write layer4.** or **.conv1")
     if _INDEX.fullmatch(pattern):
         pattern = str(int(pattern))
-    return Address(pattern, side or "out", None if call is None else int(call), item)
+    return Address(pattern, "in" if side == "in" else "out", None if call is None else int(call), item)
+
+
+def literal(path: str) -> str:
+    """The pattern that means the layer at `path`: the path, or a regex where it would be read otherwise."""
+    try:
+        if path == "" or (parse(path) == Address(path) and Address(path).kind in ("exact", "index")):
+            return path
+    except AddressError:
+        pass
+    return "re:" + "".join(f"[{c}]" if c in "@#:" else re.escape(c) for c in path)
 
 
 def match(address: Address, places: Places) -> tuple[str, ...]:
     """Return the paths of the layers that `address` matches, in forward order.
 
-    Raises `AddressError` where nothing matches, a number is out of range, or an exact path does not run; the message
-    holds the three nearest names.
+    Raises `AddressError` where nothing matches, a number is out of range, or an exact path does not run; the
+    message holds the three nearest names.
     """
     kind, pattern = address.kind, address.pattern
     if kind == "exact":
         return (_exact(address, places),)
     if kind == "index":
         return (_indexed(address, places),)
-    if kind == "stages":
-        found = places.stages
-    elif kind == "blocks":
-        found = places.blocks
-    elif kind == "leaves":
-        found = places.leaves
-    elif kind == "all":
-        found = places.paths
-    elif kind == "type":
-        name = pattern.removeprefix("type:")
-        found = tuple(p for p in places.paths if name in places.types[p])
-        if not found:
-            known = [names[0] for p in places.paths if (names := places.types[p])]
-            raise AddressError(f"no layer of type {name!r} runs; nearest: {_quoted('type:', nearest(name, known))}")
+    if kind in KEYWORDS:
+        return _keyword(kind, places)
+    if kind == "type":
+        return _typed(pattern.removeprefix("type:"), places)
+    if kind == "regex":
+        expression = _compile(pattern)
+        fits = {name for name in _names(places) if expression.fullmatch(name)}
     else:
-        expression = _compile(pattern) if kind == "regex" else re.compile(_glob_to_regex(pattern))
-        found = tuple(p for p in places.paths if _matches_any_name(expression, p, places.aliases))
+        parts = _parts(pattern)
+        fits = {name for name in _names(places) if _glob_matches(parts, _parts(name))}
+    fits |= {places.aliases[name] for name in fits & places.aliases.keys()}
+    found = tuple(path for path in places.paths if path in fits)
     if not found:
-        raise AddressError(f"{address!s} matches no layer that runs; nearest: {_quoted('', _near(pattern, places))}")
+        raise AddressError(
+            f"{address!s} matches no layer that runs; nearest: {_quoted(_near(pattern, places))}"
+        )
     return found
 
 
 def _exact(address: Address, places: Places) -> str:
     path = places.aliases.get(address.pattern, address.pattern)
-    if path == "" or path in places.paths:
+    if path == "" or path in places.types:
         return path
+    near = _quoted(_near(address.pattern, places))
     if path in places.idle:
         raise AddressError(
-            f"the layer {address.pattern!r} never runs as a layer in this model's forward pass (unused, or its weights "
-            f"are used directly); nearest that run: {_quoted('', _near(path, places))}"
+            f"the layer {address.pattern!r} never runs as a layer in this model's forward pass (unused, or "
+            f"its weights are used directly); nearest that run: {near}"
         )
-    raise AddressError(f"no layer {address.pattern!r}; nearest: {_quoted('', _near(path, places))}")
+    raise AddressError(f"no layer {address.pattern!r}; nearest: {near}")
 
 
 def _indexed(address: Address, places: Places) -> str:
+    if address.pattern in (*places.paths, *places.aliases, *places.idle):
+        return _exact(address, places)
     index, count = int(address.pattern), len(places.blocks)
+    if not count:
+        raise AddressError(f"there is no block {index}: {_without_structure(places)}")
     if not -count <= index < count:
+        nearest_three = places.blocks[-3:] if index > 0 else places.blocks[:3]
         raise AddressError(
-            f"block {index} is out of range: the model has {count} blocks, "
-            + (f"0..{count - 1} or -{count}..-1; nearest: " if count else "")
-            + _quoted("", list(places.blocks[-3:]))
+            f"block {index} is out of range: the model has {count} blocks, 0..{count - 1} or -{count}..-1; "
+            f"nearest: {_quoted(nearest_three)}"
         )
     return places.blocks[index]
 
 
-def _matches_any_name(expression: re.Pattern[str], path: str, aliases: Mapping[str, str]) -> bool:
-    names = [path, *(alias for alias, first in aliases.items() if first == path)]
-    return any(expression.fullmatch(name) for name in names)
+def _keyword(kind: Kind, places: Places) -> tuple[str, ...]:
+    found = {"stages": places.stages, "blocks": places.blocks, "leaves": places.leaves, "all": places.paths}[
+        kind
+    ]
+    if not found:
+        raise AddressError(
+            f"there are no {'layers' if kind == 'all' else kind}: {_without_structure(places)}"
+        )
+    return found
+
+
+def _without_structure(places: Places) -> str:
+    if not places.paths:
+        return "the model is one layer; its output is '@out', its input '@in'"
+    return (
+        "the model repeats no layer and has no convolution, linear, recurrent or activation layer; "
+        f"name layers instead, e.g. {_quoted(places.paths[-3:])}"
+    )
+
+
+def _typed(name: str, places: Places) -> tuple[str, ...]:
+    found = tuple(path for path in places.paths if name in places.types[path])
+    if not found:
+        near = nearest(name, [classes[0] for path in places.paths if (classes := places.types[path])])
+        raise AddressError(f"no layer of type {name!r} runs; nearest: {_quoted(['type:' + n for n in near])}")
+    return found
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -181,32 +236,29 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise AddressError(f"{source!r} in {pattern!r} is no regular expression: {error}") from None
 
 
-def _glob_to_regex(glob: str) -> str:
-    """``*`` and ``?`` stay inside a part, ``**`` crosses parts and also matches no part at all."""
-    out, i = "", 0
-    while i < len(glob):
-        if glob.startswith("**", i):
-            i += 2
-            if i < len(glob) and glob[i] in "./":
-                out, i = out + r"(?:.*[./])?", i + 1
-            else:
-                out += ".*"
-        elif glob[i] == "*":
-            out, i = out + r"[^./]*", i + 1
-        elif glob[i] == "?":
-            out, i = out + r"[^./]", i + 1
-        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
-            inside = glob[i + 1 : end].replace("\\", r"\\")
-            negated = inside.startswith("!")
-            out, i = out + ("[^" + inside[1:] if negated else "[" + inside) + "]", end + 1
-        else:
-            out, i = out + re.escape(glob[i]), i + 1
-    return out
+def _parts(path: str) -> list[str]:
+    return re.split(r"[./]", path)
+
+
+def _glob_matches(glob: list[str], parts: list[str]) -> bool:
+    """Part by part; ``**`` takes any number of parts."""
+    if not glob:
+        return not parts
+    if glob[:2] == ["**", "**"]:
+        return _glob_matches(glob[1:], parts)
+    if glob[0] == "**":
+        rest = glob[1:]
+        return any(_glob_matches(rest, parts[taken:]) for taken in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], glob[0]) and _glob_matches(glob[1:], parts[1:])
+
+
+def _names(places: Places) -> Iterable[str]:
+    return (*places.paths, *places.aliases)
 
 
 def _near(pattern: str, places: Places) -> list[str]:
-    return nearest(pattern, [*places.paths, *places.aliases])
+    return nearest(pattern, _names(places))
 
 
-def _quoted(prefix: str, names: Sequence[str]) -> str:
-    return ", ".join(repr(prefix + name) for name in names) or "none"
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"

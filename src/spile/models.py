@@ -1,4 +1,4 @@
-"""Models by name: `parse` a reference such as ``timm:resnet50``, `load_model` it with its own preprocessing."""
+"""Models by name: `parse` reads a reference such as ``timm:resnet50``, `load_model` builds what it names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from spile.errors import MissingDependency, ModelError, nearest
-from spile.preprocessing import Preprocessing
+from spile.preprocessing import ImagePreprocessing, Preprocessing
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from spile.torch.models import Built
 
 Scheme = Literal["timm", "torchvision", "hf", "keras", "file", "pt2", "demo"]
@@ -28,7 +28,7 @@ _WEIGHT_FILES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5"
 class ModelReference:
     """Where a model comes from. `str()` gives back the text that `parse` reads.
 
-    `name` is an architecture, a Hugging Face name, or a path; `factory` is the function to call in a Python file.
+    `name` is an architecture, a Hugging Face name or a path; `factory` a function in the Python file there.
     """
 
     scheme: Scheme
@@ -47,8 +47,8 @@ class ModelReference:
 class LoadedModel:
     """A model in eval mode, and what is known of it.
 
-    `classes` names the model's outputs where its own pretrained weights are in it. `tokenize` turns a list of n texts
-    into the model's inputs, each an integer array of shape (n, tokens), for models that read text.
+    `classes` names the model's outputs where its library's own weights are in it. For models that read text,
+    `tokenize` turns a list of n strings into the model's inputs, integer arrays of shape (n, tokens).
     """
 
     model: Any
@@ -56,6 +56,8 @@ class LoadedModel:
     preprocessing: Preprocessing | None
     classes: tuple[str, ...] | None
     tokenize: Callable[[list[str]], dict[str, NDArray[np.integer[Any]]]] | None
+    input_size: int | None = None
+    """The side in pixels that was asked for in place of the model's own."""
 
 
 def parse(text: str) -> ModelReference:
@@ -75,7 +77,9 @@ def parse(text: str) -> ModelReference:
         return ModelReference(scheme="pt2", name=text)
     if suffix == ".keras":
         return ModelReference(scheme="keras", name=text)
-    raise ModelError(f"{text!r} is not a model reference. {_advice(text, prefix if colon else '', name, suffix)}")
+    raise ModelError(
+        f"{text!r} is not a model reference. {_advice(text, prefix if colon else '', name, suffix)}"
+    )
 
 
 def load_model(
@@ -88,22 +92,48 @@ def load_model(
 ) -> LoadedModel:
     """Build the model that `reference` names, in eval mode, with the preprocessing it was trained with.
 
-    `weights` is a local file of weights (.safetensors, or .pth/.pt, of which only tensors are read) to use instead of
-    the library's own. ``pretrained=False`` builds the architecture alone, with random weights. `input_size` is the side
-    in pixels of square inputs. Raises `ModelError` for what cannot be resolved, read or fetched, and
+    `weights` is a local file to use instead of the library's own: .safetensors, or .pth/.pt, of which only
+    tensors are read. ``pretrained=False`` builds the architecture alone, with random weights. `input_size` is
+    the side in pixels of square inputs. Raises `ModelError` for what cannot be resolved, read or fetched, and
     `MissingDependency` where the library is not installed.
     """
     reference = parse(reference) if isinstance(reference, str) else reference
     if reference.scheme == "keras":
-        raise ModelError(f"{reference}: this version of spile loads PyTorch models only. Type one of: {_FORMS}")
+        raise ModelError(
+            f"{reference}: this version of spile loads PyTorch models only. Type one of: {_FORMS}"
+        )
     if input_size is not None and input_size < 1:
         raise ModelError(f"input_size is {input_size}; it is the side of the input in pixels, 1 or more")
     built = _build(reference, Path(weights) if weights is not None else None, pretrained, input_size, device)
-    return LoadedModel(built.model, str(reference), built.preprocessing, built.classes, built.tokenize)
+    return LoadedModel(
+        built.model, str(reference), built.preprocessing, built.classes, built.tokenize, input_size
+    )
+
+
+def as_loaded(model: Any) -> LoadedModel:
+    """Take a model object, of which nothing else is known, a reference, or a `LoadedModel`."""
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, str | ModelReference):
+        return load_model(model)
+    return LoadedModel(model, "", None, None, None)
+
+
+def example_for(loaded: LoadedModel) -> Any:
+    """A batch, or the shape of one, that the model takes; ``None`` where its preprocessing does not tell."""
+    if loaded.tokenize is not None:
+        return loaded.tokenize(["a few words to see the layers run"] * 2)
+    if isinstance(loaded.preprocessing, ImagePreprocessing) and loaded.preprocessing.crop is not None:
+        return (2, loaded.preprocessing.channels, *loaded.preprocessing.crop)
+    return None
 
 
 def _build(
-    reference: ModelReference, weights: Path | None, pretrained: bool, input_size: int | None, device: str | None
+    reference: ModelReference,
+    weights: Path | None,
+    pretrained: bool,
+    input_size: int | None,
+    device: str | None,
 ) -> Built:
     try:
         from spile.torch import models as backend
@@ -134,7 +164,7 @@ def _scheme(prefix: str) -> Scheme:
 
 def _advice(text: str, prefix: str, name: str, suffix: str) -> str:
     if suffix in _WEIGHT_FILES:
-        return f"It holds weights; name their architecture too: timm:NAME with --weights {text} (weights={text!r})"
+        return f"It holds weights. Name their architecture too: timm:NAME --weights {text} (weights={text!r})"
     if suffix == ".py":
         return f"Name the function in it that returns the model: {text}:FACTORY"
     if prefix and re.fullmatch(r"\w{2,}", prefix):

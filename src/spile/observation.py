@@ -22,6 +22,8 @@ class Item:
     """Equal numbers are one and the same tensor object."""
     layout: str | None = None
     """One letter an axis (see `spile.pool`); ``None`` where no axis runs over the samples."""
+    prefix_tokens: int | None = None
+    """Class and register tokens before the patches; ``None`` where there are no tokens or it could not be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,11 @@ class Observation:
     calls: tuple[Call, ...]
     separator: str
     prefix_tokens: int | None
-    """Class and register tokens before the patches; ``None`` where they could not be told."""
+    """Those of the blocks; ``None`` where they could not be told. A layer's own are in `Item.prefix_tokens`."""
     text: bool = False
     """The inputs are token ids."""
+    value_dependent: bool = False
+    """Which layers run, and how often, may depend on the values of the inputs."""
 
     @cached_property
     def by_path(self) -> dict[str, tuple[Call, ...]]:

@@ -1,23 +1,29 @@
 """What is kept of an activation: pool names -> specs. Pure; the backends apply them.
 
-A layout names the axes of an activation, one letter an axis: ``B`` sample, ``C`` channel, ``Z Y X`` space, ``T`` token or
-time, ``?`` unknown. A map is ``BCYX`` or ``BYXC``, tokens are ``BTC``, a vector is ``BC``.
+A layout names the axes of an activation, one letter an axis: ``B`` sample, ``C`` channel, ``Z Y X`` space,
+``T`` token or time, ``?`` unknown. A map is ``BCYX`` or ``BYXC``, tokens are ``BTC``, a vector is ``BC``.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from spile.errors import PoolError, nearest
 
-PoolKind = Literal["none", "avg", "max", "gem", "grid", "flatten", "cls", "mean", "cls+mean", "last", "auto", "callable"]
+PoolKind = Literal[
+    "none", "avg", "max", "gem", "grid", "flatten", "cls", "mean", "cls+mean", "last", "auto", "callable"
+]
 
 SPATIAL = ("avg", "max", "gem", "grid")
 TOKENS = ("cls", "mean", "cls+mean", "last")
+_ANY_AXES = "use pool='flatten', None or a callable"
+_CELLS = re.compile("[1-9][0-9]{0,3}")
 NAMES = ("auto", "avg", "max", "gem", "grid:N", "flatten", "cls", "mean", "cls+mean", "last")
 
 
@@ -34,21 +40,17 @@ class Pool:
         if self.kind == "callable":
             return f"callable:{getattr(self.function, '__qualname__', type(self.function).__name__)}"
         if self.kind == "grid" or (self.kind == "gem" and self.size != 3.0):
-            return f"{self.kind}:{self.size:g}"
+            return f"{self.kind}:{str(self.size).removesuffix('.0')}"
         return self.kind
 
     def fingerprint(self) -> str:
-        """Text that changes with the values the pool gives; a callable's holds a hash of its source."""
+        """Text that changes with the values the pool gives; a callable's holds a hash of code and state."""
         if self.kind != "callable":
             return str(self)
-        try:
-            source = inspect.getsource(self.function)  # type: ignore[arg-type]
-        except (OSError, TypeError):
-            source = repr(getattr(getattr(self.function, "__code__", None), "co_code", self.function))
-        return f"{self}:{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        return f"{self}:{hashlib.sha256(_described(self.function).encode()).hexdigest()[:16]}"
 
 
-PoolLike: TypeAlias = str | None | Callable[..., Any] | Pool
+PoolLike: TypeAlias = str | Callable[..., Any] | Pool | None
 
 
 def parse(pool: PoolLike) -> Pool:
@@ -63,15 +65,17 @@ def parse(pool: PoolLike) -> Pool:
         raise PoolError(f"{pool!r} is no pool: give one of {', '.join(NAMES)}, None or a callable")
     name, _, size = pool.partition(":")
     if name == "grid":
-        if not (size.isascii() and size.isdecimal()) or int(size) < 1:
+        if not _CELLS.fullmatch(size):
             raise PoolError(f"pool {pool!r} needs the number of cells a side: write 'grid:2'")
-        return Pool("grid", float(size))
+        return Pool("grid", int(size))
     if name == "gem":
         return Pool("gem", _exponent(pool, size))
-    if size or name not in NAMES:
+    if pool not in NAMES:
         near = nearest(pool, NAMES, n=1)[0]
-        raise PoolError(f"unknown pool {pool!r}: did you mean {near!r}? Pools: {', '.join(NAMES)}, None or a callable")
-    return Pool(name)  # type: ignore[arg-type]
+        raise PoolError(
+            f"unknown pool {pool!r}: did you mean {near!r}? Pools: {', '.join(NAMES)}, None or a callable"
+        )
+    return Pool(pool)  # type: ignore[arg-type]
 
 
 def _exponent(pool: str, size: str) -> float:
@@ -86,16 +90,21 @@ def _exponent(pool: str, size: str) -> float:
     return exponent
 
 
-def settle(pool: Pool, layout: str | None, *, place: str, prefix_tokens: int | None, text: bool = False) -> Pool:
+def settle(
+    pool: Pool, layout: str | None, *, place: str, prefix_tokens: int | None, text: bool = False
+) -> Pool:
     """Choose what ``auto`` means for a `layout`, and refuse pools that do not fit it.
 
-    `prefix_tokens` counts the class and register tokens before the patches, ``None`` where they could not be told;
-    the class token of `text` is its first token. A vector (``BC``) is already pooled: every named pool keeps it as it is. `place` is for the message.
+    `prefix_tokens` counts the class and register tokens before the patches, ``None`` where they could not be
+    told; the class token of `text` is its first token. A vector (``BC``) is already pooled: every named pool
+    keeps it as it is. `place` is for the message.
     """
     if pool.kind in ("none", "callable"):
         return pool
     if layout is None or "B" not in layout:
-        raise PoolError(f"{place} has no axis for the samples, so pool {str(pool)!r} cannot be applied: use pool=None")
+        raise PoolError(
+            f"{place} has no axis for the samples, so pool {str(pool)!r} cannot be applied: use pool=None"
+        )
     axes = layout.replace("B", "")
     if pool.kind == "flatten":
         return pool
@@ -107,18 +116,46 @@ def settle(pool: Pool, layout: str | None, *, place: str, prefix_tokens: int | N
             return Pool("avg")
         if tokens:
             return Pool("mean")
-        raise PoolError(f"{place} has axes {layout!r}, which 'auto' does not cover: use pool='flatten', None or a callable")
+        raise PoolError(f"{place} has axes {layout!r}, which 'auto' does not cover: {_ANY_AXES}")
     if pool.kind in SPATIAL and not spatial:
-        remedy = "pool='mean', 'cls' or 'auto'" if tokens else "pool='flatten', None or a callable"
-        raise PoolError(f"{place} is no map but has axes {layout!r}; pool {str(pool)!r} is for maps: use {remedy}")
+        remedy = "use pool='mean', 'cls' or 'auto'" if tokens else _ANY_AXES
+        raise PoolError(
+            f"{place} is no map but has axes {layout!r}; pool {str(pool)!r} is for maps: {remedy}"
+        )
     if pool.kind in TOKENS and not tokens:
-        remedy = "pool='avg' or 'auto'" if spatial else "pool='flatten', None or a callable"
-        raise PoolError(f"{place} is no token sequence but has axes {layout!r}; pool {str(pool)!r} is for tokens: use {remedy}")
+        remedy = "use pool='avg' or 'auto'" if spatial else _ANY_AXES
+        raise PoolError(
+            f"{place} is no sequence but has axes {layout!r}; pool {str(pool)!r} is for tokens: {remedy}"
+        )
     if "cls" in pool.kind and not text and not prefix_tokens:
-        why = "has no class token" if prefix_tokens == 0 else "has tokens whose class token could not be found"
+        why = (
+            "has no class token" if prefix_tokens == 0 else "has tokens whose class token could not be found"
+        )
         raise PoolError(f"{place} {why}: use pool='mean', or a callable such as lambda x: x[:, 0]")
     return pool
 
 
 def _is_map(axes: str) -> bool:
     return "C" in axes and len(axes) > 1 and set(axes) <= set("CZYX")
+
+
+def _described(function: Any) -> str:
+    """Text that is the same in every process for a callable of the same behaviour, as far as can be seen."""
+    if isinstance(function, functools.partial):
+        text = f"partial of {_described(function.func)}, {function.args}, {function.keywords}"
+    elif inspect.ismethod(function):
+        text = f"{_described(function.__func__)} of {function.__self__}"
+    elif inspect.isfunction(function):
+        closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
+        text = f"{_code(function)} {function.__defaults__} {function.__kwdefaults__} {closed_over}"
+    else:
+        text = f"{_code(type(function))} {getattr(function, '__dict__', function)}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _code(value: Any) -> str:
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):  # typed at a prompt, or built in
+        code = getattr(value, "__code__", None)
+        return repr((code.co_code, code.co_names, code.co_consts) if code else value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from spile import address as addresses
@@ -46,8 +46,10 @@ class Point:
 
     @property
     def address(self) -> str:
-        """The point's full address: path, side, call and item."""
-        return str(Address(self.path, self.side, None if self.only_call else self.call, self.item))
+        """The point's full address: layer, side, call and item."""
+        return str(
+            Address(addresses.literal(self.path), self.side, None if self.only_call else self.call, self.item)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,52 +65,70 @@ def resolve(
 ) -> tuple[tuple[Point, ...], tuple[LeftOut, ...]]:
     """Resolve addresses to points, in the order given and, inside a pattern, in forward order.
 
-    `pool` is one pool for all, or a dict from address (or own name) to pool; what it leaves out is ``"auto"``.
-    Raises `AddressError` for an address that matches nothing or is ambiguous, `PoolError` for a pool that does not fit.
+    `pool` is one pool for all, or a dict from address (or own name) to pool; the rest is ``"auto"``.
+    A point asked for twice is taken once. Raises `AddressError` for an address that matches nothing or is
+    ambiguous, `PoolError` for a pool that does not fit.
     """
     known = places(observation)
     points: dict[str, Point] = {}
     left_out: list[LeftOut] = []
     requests = list(_requests(wanted))
-    spec = _pool_of(pool, [str(name or parsed) for name, parsed in requests])
-    for name, parsed in requests:
-        chosen = spec(str(name or parsed))
+    for (name, parsed), chosen in zip(requests, _pools(pool, requests), strict=True):
         found, without = _expand(parsed, chosen, observation, known)
         left_out += without
+        if not found:
+            raise AddressError(_nothing(parsed, without))
         if name is not None:
-            if len(found) != 1:
+            if len(found) > 1:
                 raise AddressError(
-                    f"the name {name!r} needs one point, but {parsed!s} has {len(found)}: {_some([p.name for p in found])}"
+                    f"the name {name!r} needs one point, but {parsed!s} has {len(found)}: "
+                    f"{_some([point.name for point in found])}"
                 )
             found = [replace(found[0], name=name)]
-        if not found:
-            raise AddressError(f"{parsed!s} has no point to keep: {_some([f'{o.address} ({o.reason})' for o in without])}")
         for point in found:
             points.setdefault(point.name, point)
     return tuple(points.values()), tuple(left_out)
 
 
 def _requests(wanted: AddressesLike) -> Iterator[tuple[str | None, Address]]:
+    """The user's own name, where there is one, and the address."""
     if isinstance(wanted, Mapping):
-        for name, text in wanted.items():
-            yield str(name), addresses.parse(text)
+        named: list[tuple[str | None, AddressLike]] = [(str(name), text) for name, text in wanted.items()]
+    elif isinstance(wanted, Iterable) and not isinstance(wanted, str):
+        named = [(None, text) for text in wanted]
     else:
-        listed = [wanted] if isinstance(wanted, (str, int, Address)) else list(wanted)
-        if not listed:
-            raise AddressError("no address given: name at least one place, e.g. 'stages'")
-        for text in listed:
-            yield None, addresses.parse(text)
+        named = [(None, wanted)]
+    if not named:
+        raise AddressError("no address given: name at least one place, e.g. 'stages'")
+    for name, text in named:
+        yield name, addresses.parse(text)
 
 
-class _pool_of:  # noqa: N801 - a lookup, used like a function
-    def __init__(self, pool: PoolsLike, names: Sequence[str]) -> None:
-        self._each = {str(k): pools.parse(v) for k, v in pool.items()} if isinstance(pool, Mapping) else {}
-        self._all = Pool("auto") if isinstance(pool, Mapping) else pools.parse(pool)
-        for unknown in self._each.keys() - set(names):
-            raise PoolError(f"a pool is given for {unknown!r}, which is not asked for: asked for are {_some(list(names))}")
+def _pools(pool: PoolsLike, requests: Sequence[tuple[str | None, Address]]) -> list[Pool]:
+    """The pool of each request, by own name or by address."""
+    if not isinstance(pool, Mapping):
+        return [pools.parse(pool)] * len(requests)
+    names = [name for name, _ in requests if name is not None]
+    asked = [str(parsed) for _, parsed in requests]
+    each = {
+        key if key in names else str(addresses.parse(key)): pools.parse(value) for key, value in pool.items()
+    }
+    for unknown in each.keys() - {*names, *asked}:
+        raise PoolError(
+            f"a pool is given for {unknown!r}, which is not asked for: asked for are {_some(names or asked)}"
+        )
+    return [
+        each.get(name or text, each.get(text, Pool("auto")))
+        for (name, _), text in zip(requests, asked, strict=True)
+    ]
 
-    def __call__(self, name: str) -> Pool:
-        return self._each.get(name, self._all)
+
+def _nothing(parsed: Address, without: Sequence[LeftOut]) -> str:
+    if without:
+        return f"{parsed!s} has no point to keep: {_some([f'{o.address} ({o.reason})' for o in without])}"
+    what = [f"has a call {parsed.call}"] if parsed.call is not None else []
+    what += [f"has an item {parsed.item!r}"] if parsed.item is not None else []
+    return f"no layer that {parsed.pattern!r} matches {' and '.join(what) or 'holds a tensor'} on this side"
 
 
 def _expand(
@@ -118,7 +138,7 @@ def _expand(
     points: list[Point] = []
     left_out: list[LeftOut] = []
     for path in addresses.match(parsed, known):
-        spoken = parsed.pattern if parsed.kind == "exact" else path
+        spoken = parsed.pattern if parsed.kind == "exact" else addresses.literal(path)
         for call in _calls(parsed, spoken, observation.by_path[path], single):
             several = len(observation.by_path[path]) > 1
             for item in _items(parsed, spoken, call, single):
@@ -138,21 +158,13 @@ def _expand(
 
 
 def _calls(parsed: Address, spoken: str, calls: tuple[Call, ...], single: bool) -> tuple[Call, ...]:
-    if parsed.call is not None:
-        if parsed.call < len(calls):
-            return (calls[parsed.call],)
-        if single:
-            raise AddressError(
-                f"{parsed!s}: {spoken!r} runs {len(calls)} times, so its calls are "
-                f"{_some([str(Address(spoken, parsed.side, c.index)) for c in calls])}"
-            )
-        return ()
-    if single and len(calls) > 1:
-        raise AddressError(
-            f"{spoken!r} runs {len(calls)} times; say which call: "
-            f"{_some([str(Address(spoken, parsed.side, c.index, parsed.item)) for c in calls])}"
-        )
-    return calls
+    chosen = calls if parsed.call is None else calls[parsed.call : parsed.call + 1]
+    if single and len(chosen) != 1:
+        listed = _some([str(Address(spoken, parsed.side, call.index, parsed.item)) for call in calls])
+        if chosen:
+            raise AddressError(f"{spoken!r} runs {len(calls)} times; say which call: {listed}")
+        raise AddressError(f"{spoken!r} has no call {parsed.call}; there is {listed}")
+    return chosen
 
 
 def _items(parsed: Address, spoken: str, call: Call, single: bool) -> tuple[Item, ...]:
@@ -191,7 +203,9 @@ def _point(
         item=item.key,
         pool=settled,
         layout=item.layout,
-        shape=tuple(n for n, axis in zip(item.shape, item.layout or "?" * len(item.shape), strict=True) if axis != "B"),
+        shape=tuple(
+            n for n, axis in zip(item.shape, item.layout or "?" * len(item.shape), strict=True) if axis != "B"
+        ),
         type=observation.layers[path].types[0],
         order=call.end if out else call.start,
         macs=call.macs if out else call.macs_before,

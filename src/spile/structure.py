@@ -1,31 +1,45 @@
 """Blocks and stages of a network, found by structure: no table of model names.
 
-A *block* is one element of a stack: a list or chain of composite layers of one class that hand on tensors of one
-shape (residual blocks, transformer layers). Networks without stacks (VGG, AlexNet) have their activations as blocks. A
-*stage* is a run of blocks of one output shape; where every block has the same shape (ViT, BERT), the stages are the
-ends of the four quarters.
+A *composite* is a layer that ran and holds layers with parameters, mere containers apart. The *blocks* are, by the
+first of these rules that finds any,
+
+1. composites of one class and output size in one list (residual blocks, transformer layers), the outermost such class;
+2. a composite that is fed its own output (ALBERT);
+3. four or more composites side by side that hold composites (inception modules);
+4. composites of one class at places that differ by a number (``layer1.0``, ``layer2.0``), whatever their sizes;
+5. activation layers, or weighted layers where activations are no layers of their own (VGG, AlexNet, an MLP);
+
+and by rules 1 to 4 also what is of the same class or stands at the same places as a block. A *stage* is a run of blocks
+of one output size, width by number of positions; where all blocks have the same size (ViT, BERT), the stages are the
+ends of their four quarters.
 """
 
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import prod
 
-from spile.address import Places
+from spile.address import Address, Places, Side, literal
 from spile.observation import Call, Item, Observation
 
 _ACTIVATIONS = frozenset(
     "ReLU ReLU6 LeakyReLU PReLU ELU SELU CELU GELU SiLU Mish Hardswish Sigmoid Tanh Softplus Activation".split()
 )
-_WEIGHTED = frozenset("Conv1d Conv2d Conv3d Linear".split())
-_FEWEST_CHILDREN = 4
+_WEIGHTED = frozenset(
+    "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d RNNBase".split()
+)
+_FEWEST_SIDE_BY_SIDE = 4
+_SAME_POSITIONS = 1.5
+
+_Size = tuple[int, int]
 
 
 def places(observation: Observation) -> Places:
     """What addresses are matched against, from one dry pass."""
-    ran = tuple(path for path in observation.by_path if path)
-    in_order = tuple(sorted(ran, key=lambda path: observation.by_path[path][0].start))
     layers = observation.layers
+    in_order = tuple(_in_order(observation, (path for path in observation.by_path if path)))
     block_paths = blocks(observation)
     return Places(
         paths=in_order,
@@ -39,55 +53,125 @@ def places(observation: Observation) -> Places:
 
 
 def blocks(observation: Observation) -> tuple[str, ...]:
-    """Paths of the repeated blocks, in forward order; empty for a network that repeats nothing."""
-    stacked = _outermost_classes(observation, _stacked(observation))
-    if stacked:
-        return _with_kin(observation, stacked)
-    return _children_of_composites(observation) or _activations(observation)
+    """Paths of the repeated blocks, in forward order; empty for a network without anything that rules 1 to 5 name."""
+    composites = _composites(observation)
+    found = (
+        _stacked(observation, composites)
+        or _fed_back(observation, composites)
+        or _side_by_side(observation, composites)
+        or _numbered(observation, composites)
+    )
+    return _with_kin(observation, composites, found) if found else _activations(observation)
 
 
-def stages(observation: Observation, block_paths: tuple[str, ...]) -> tuple[str, ...]:
+def stages(observation: Observation, block_paths: Sequence[str]) -> tuple[str, ...]:
     """Paths of the last layer of every stage, in forward order."""
-    runs = [
-        [path for _, path in run]
-        for _, run in groupby(((_shape(observation, p), p) for p in block_paths), key=lambda pair: pair[0])
-    ]
+    runs: list[list[str]] = []
+    for path in block_paths:
+        if runs and _alike(_size(observation, runs[-1][-1]), _size(observation, path)):
+            runs[-1].append(path)
+        else:
+            runs.append([path])
     if len(runs) == 1:
         return _quarters(block_paths)
-    members = [frozenset(run) for run in runs]
-    return tuple(_widest(observation, run[-1], own, block_paths) for run, own in zip(runs, members, strict=True))
+    return tuple(_widest(observation, run, block_paths) for run in runs)
 
 
 def last_features(observation: Observation) -> str:
-    """Address of what the model's final classifier reads, or of the model's last layer where there is none."""
-    outputs = {item.identity for item in observation.root.outputs}
+    """Address of what the model's final classifier reads; the last block, or layer, of a model without one."""
+    results = observation.root.outputs
     for call in reversed(observation.calls):
         layer = observation.layers[call.path]
-        if call.path and layer.leaf and _WEIGHTED & set(layer.types) and outputs & _identities(call.outputs):
-            return f"{call.path}@in"
+        weighted = layer.leaf and _WEIGHTED & set(layer.types)
+        if (
+            weighted
+            and call.inputs
+            and any(_becomes(item, result) for item in call.outputs for result in results)
+        ):
+            return _address(observation, call, "in")
     block_paths = blocks(observation)
-    return block_paths[-1] if block_paths else observation.calls[-2].path
+    if block_paths:
+        return _address(observation, observation.by_path[block_paths[-1]][-1], "out")
+    return _address(observation, observation.calls[-2:][0], "out")
 
 
-def _stacked(observation: Observation) -> set[str]:
-    """Composite layers in one list, of which another has the same class and the same output shape."""
+def _stacked(observation: Observation, composites: Sequence[str]) -> set[str]:
+    """Rule 1. A list whose size changes at most steps holds stages: there the blocks are one level further in."""
+    lists = _lists(observation, composites)
     found: set[str] = set()
-    for siblings in _lists(observation):
-        alike: dict[tuple[str, tuple[int, ...] | None], list[str]] = {}
-        for path in siblings:
-            alike.setdefault((observation.layers[path].types[0], _shape(observation, path)), []).append(path)
-        for (_, shape), paths in alike.items():
-            if shape is not None and len(paths) > 1:
-                found.update(paths)
-    return found
+    for siblings in lists:
+        groups = _grouped(
+            (observation.layers[path].types[0], _size(observation, path), path) for path in siblings
+        )
+        found.update(path for (_, size), paths in groups.items() if size and len(paths) > 1 for path in paths)
+    holding = {above for path in found for above in _ancestors(observation, path)}
+    for siblings in lists:
+        sizes = [_size(observation, path) for path in siblings]
+        if 2 * sum(a != b for a, b in pairwise(sizes)) >= len(siblings) - 1:
+            found -= holding & set(siblings)
+    return _outermost_classes(observation, found)
 
 
-def _lists(observation: Observation) -> list[list[str]]:
-    """Composite layers grouped by the list that holds them, in forward order; lists of lists count as one list."""
+def _fed_back(observation: Observation, composites: Sequence[str]) -> set[str]:
+    """Rule 2."""
+    return {
+        path
+        for path in composites
+        if any(_identities(a.outputs) & _identities(b.inputs) for a, b in pairwise(observation.by_path[path]))
+    }
+
+
+def _side_by_side(observation: Observation, composites: Sequence[str]) -> set[str]:
+    """Rule 3; of several such rows the outermost."""
+    holding = {above for path in composites for above in _ancestors(observation, path)}
+    rows = _grouped((_parent(observation, path), path) for path in composites if path in holding)
+    long_rows = {home: row for (home,), row in rows.items() if len(row) >= _FEWEST_SIDE_BY_SIDE}
+    return set(long_rows[min(long_rows, key=len)]) if long_rows else set()
+
+
+def _numbered(observation: Observation, composites: Sequence[str]) -> set[str]:
+    """Rule 4."""
+    groups = _grouped((_spot(path), observation.layers[path].types[0], path) for path in composites)
+    return _outermost_classes(
+        observation, {path for paths in groups.values() if len(paths) > 1 for path in paths}
+    )
+
+
+def _activations(observation: Observation) -> tuple[str, ...]:
+    """Rule 5: layers on maps and sequences, or on vectors where there is nothing else (an MLP)."""
+    ran = [
+        path for path in _in_order(observation, observation.by_path) if path and observation.layers[path].leaf
+    ]
+    maps = [path for path in ran if (_size(observation, path) or (0, 0))[1] > 1]
+    for leaves in (maps, ran):
+        activations = _of_types(observation, leaves, _ACTIVATIONS)
+        weighted = _of_types(observation, leaves, _WEIGHTED)
+        shared = any(len(observation.by_path[path]) > 1 for path in activations)
+        chosen = weighted or activations if shared else activations or weighted
+        if chosen:
+            return chosen
+    return ()
+
+
+def _of_types(observation: Observation, paths: Iterable[str], types: frozenset[str]) -> tuple[str, ...]:
+    return tuple(path for path in paths if types & set(observation.layers[path].types))
+
+
+def _composites(observation: Observation) -> list[str]:
+    holders = {
+        _parent(observation, path) for path, layer in observation.layers.items() if path and layer.params
+    }
+    ran = [path for path in observation.by_path if path in holders and not observation.layers[path].container]
+    return _in_order(observation, (path for path in ran if path))
+
+
+def _lists(observation: Observation, composites: Sequence[str]) -> list[list[str]]:
+    """Composites grouped by the list that holds them; a list of lists counts as one."""
+    children = _grouped((_parent(observation, path), path) for path in observation.layers if path)
     groups: dict[str, list[str]] = {}
-    for path in _composites(observation):
+    for path in composites:
         home = _parent(observation, path)
-        if not observation.layers[home].container and not _numbers_its_children(observation, home):
+        if not observation.layers[home].container and not (home and _numbers_all(children[(home,)])):
             continue
         while home and observation.layers[above := _parent(observation, home)].container:
             home = above
@@ -95,106 +179,107 @@ def _lists(observation: Observation) -> list[list[str]]:
     return list(groups.values())
 
 
-def _numbers_its_children(observation: Observation, path: str) -> bool:
+def _numbers_all(children: Sequence[str]) -> bool:
     """A layer that holds ``b1``, ``b2``, … and nothing else is a list in all but name."""
-    depth = path.count(observation.separator) + 1 if path else 0
-    start = path + observation.separator if path else ""
-    children = [p for p in observation.layers if p and p.startswith(start) and p.count(observation.separator) == depth]
-    return bool(path) and len({_spot(child) for child in children}) == 1 and children[0][-1].isdigit()
+    return children[0][-1].isdigit() and len({_spot(child) for child in children}) == 1
 
 
-def _composites(observation: Observation) -> list[str]:
-    """Layers that ran and hold layers with parameters, containers apart, in forward order."""
-    holders = {_parent(observation, path) for path, layer in observation.layers.items() if path and layer.params}
-    ran = [path for path in observation.by_path if path in holders and not observation.layers[path].container]
-    return sorted((path for path in ran if path), key=lambda path: observation.by_path[path][0].start)
-
-
-def _outermost_classes(observation: Observation, stacked: set[str]) -> set[str]:
-    """Drop the classes of which some layer lies inside a stacked one: the convolutions of a block are no blocks."""
-    inner = stacked - _outermost(observation, stacked)
+def _outermost_classes(observation: Observation, paths: set[str]) -> set[str]:
+    """Drop the classes of which some layer lies inside another one: the convolutions of a block are no blocks."""
+    inner = paths - _outermost(observation, paths)
     dropped = {observation.layers[path].types[0] for path in inner}
-    return {path for path in stacked if observation.layers[path].types[0] not in dropped}
+    return {path for path in paths if observation.layers[path].types[0] not in dropped}
 
 
 def _outermost(observation: Observation, paths: set[str]) -> set[str]:
-    return {path for path in paths if not any(above in paths for above in _ancestors(observation, path))}
+    return {path for path in paths if paths.isdisjoint(_ancestors(observation, path))}
 
 
-def _with_kin(observation: Observation, stacked: set[str]) -> tuple[str, ...]:
-    """Add single blocks: those of a stacked class, and those that stand where stacked blocks stand elsewhere.
+def _with_kin(observation: Observation, composites: Sequence[str], found: set[str]) -> tuple[str, ...]:
+    """Add single blocks: those of a class of blocks, and those that stand where blocks stand elsewhere.
 
     ``blocks.0.0`` of an EfficientNet is of a class of its own, but ``blocks.*.*`` are blocks everywhere else.
     """
-    classes = {observation.layers[path].types[0] for path in stacked}
-    spots = {_spot(path) for path in stacked}
-    chosen = [
-        path
-        for path in _composites(observation)
-        if path in stacked or observation.layers[path].types[0] in classes or _spot(path) in spots
-    ]
+    classes = {observation.layers[path].types[0] for path in found}
+    spots = {_spot(path) for path in found}
+    chosen = [p for p in composites if observation.layers[p].types[0] in classes or _spot(p) in spots]
     outermost = _outermost(observation, set(chosen))
     return tuple(path for path in chosen if path in outermost)
 
 
-def _children_of_composites(observation: Observation) -> tuple[str, ...]:
-    """The model's own composite layers that hold composite layers (the inception modules of GoogLeNet)."""
-    composites = _composites(observation)
-    above = {ancestor for path in composites for ancestor in _ancestors(observation, path)}
-    children = [path for path in composites if _parent(observation, path) == "" and path in above]
-    return tuple(children) if len(children) >= _FEWEST_CHILDREN else ()
+def _alike(one: _Size | None, other: _Size | None) -> bool:
+    """One width and about as many positions: a class token more, or a border less, is no new stage."""
+    if one is None or other is None:
+        return one is other
+    few, many = sorted((one[1], other[1]))
+    return one[0] == other[0] and many < _SAME_POSITIONS * few
 
 
-def _activations(observation: Observation) -> tuple[str, ...]:
-    """Activation layers on maps, or the weighted layers where activations are no layers."""
-    leaves = [call.path for call in observation.calls if call.path and observation.layers[call.path].leaf]
-    leaves = [path for path in dict.fromkeys(leaves) if _is_map(observation, path)]
-    for wanted in (_ACTIVATIONS, _WEIGHTED):
-        chosen = tuple(path for path in leaves if wanted & set(observation.layers[path].types))
-        if chosen:
-            return chosen
-    return ()
-
-
-def _quarters(block_paths: tuple[str, ...]) -> tuple[str, ...]:
+def _quarters(block_paths: Sequence[str]) -> tuple[str, ...]:
     count = len(block_paths)
-    return tuple(block_paths[i] for i in sorted({-(-count * quarter // 4) - 1 for quarter in range(1, 5)}))
+    ends = sorted({-(-count * quarter // 4) - 1 for quarter in (1, 2, 3, 4)})
+    return tuple(block_paths[end] for end in ends)
 
 
-def _widest(observation: Observation, last: str, own: frozenset[str], block_paths: tuple[str, ...]) -> str:
-    """The outermost layer that ends a stage: it holds blocks of this stage alone and keeps the last one's resolution."""
+def _widest(observation: Observation, run: Sequence[str], block_paths: Sequence[str]) -> str:
+    """The outermost layer that ends a stage: it holds blocks of this stage alone and keeps the last one's positions."""
+    last, others = run[-1], set(block_paths) - set(run)
     best = last
     for above in _ancestors(observation, last)[:-1]:
-        if not {path for path in block_paths if path.startswith(above + observation.separator)} <= own:
+        if any(path.startswith(above + observation.separator) for path in others):
             break
-        if above in observation.by_path and _resolution(observation, above) == _resolution(observation, last):
+        if above in observation.by_path and _hands_on(observation, above, last):
             best = above
     return best
 
 
-def _resolution(observation: Observation, path: str) -> tuple[int, ...] | None:
-    outputs = _last(observation, path).outputs
-    if not outputs or outputs[0].layout is None:
+def _hands_on(observation: Observation, above: str, last: str) -> bool:
+    """Whether a layer gives one tensor where its last block does, on the same positions."""
+    size, inner = _size(observation, above), _size(observation, last)
+    items = len(observation.by_path[above][-1].outputs), len(observation.by_path[last][-1].outputs)
+    return size is not None and inner is not None and size[1] == inner[1] and items[0] <= items[1]
+
+
+def _size(observation: Observation, path: str) -> _Size | None:
+    """Channels and number of positions of the first tensor that the layer's last run gives."""
+    outputs = observation.by_path[path][-1].outputs
+    if not outputs or not outputs[0].shape:
         return None
-    return tuple(size for size, axis in zip(outputs[0].shape, outputs[0].layout, strict=True) if axis in "ZYXT")
+    shape, layout = outputs[0].shape, outputs[0].layout
+    if layout is None or "C" not in layout:
+        return shape[-1], prod(shape[:-1])
+    sizes = dict(zip(layout, shape, strict=True))
+    return sizes["C"], prod(sizes.get(axis, 1) for axis in "ZYXT")
 
 
-def _shape(observation: Observation, path: str) -> tuple[int, ...] | None:
-    outputs = _last(observation, path).outputs
-    return outputs[0].shape if outputs else None
+def _becomes(item: Item, result: Item) -> bool:
+    """Whether a layer's output is the model's output, as it is or flattened."""
+    flattened = len(item.shape) > len(result.shape) and prod(item.shape) == prod(result.shape)
+    return item.identity == result.identity or flattened
 
 
-def _is_map(observation: Observation, path: str) -> bool:
-    resolution = _resolution(observation, path)
-    return resolution is not None and max(resolution, default=1) > 1
+def _address(observation: Observation, call: Call, side: Side) -> str:
+    several = len(observation.by_path[call.path]) > 1
+    items = call.items(side)
+    return str(
+        Address(literal(call.path), side, call.index if several else None, items[0].key if items else None)
+    )
 
 
-def _last(observation: Observation, path: str) -> Call:
-    return observation.by_path[path][-1]
-
-
-def _identities(items: tuple[Item, ...]) -> set[int]:
+def _identities(items: Iterable[Item]) -> set[int]:
     return {item.identity for item in items}
+
+
+def _grouped(rows: Iterable[tuple[object, ...]]) -> dict[tuple[object, ...], list[str]]:
+    """The last entries of the rows by all the entries before."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for *key, path in rows:
+        groups.setdefault(tuple(key), []).append(str(path))
+    return groups
+
+
+def _in_order(observation: Observation, paths: Iterable[str]) -> list[str]:
+    return sorted(paths, key=lambda path: observation.by_path[path][0].start)
 
 
 def _parent(observation: Observation, path: str) -> str:

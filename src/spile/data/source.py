@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Kind = Literal["image", "array", "text"]
-"""image: uint8 pixels that get the model's preprocessing; array: numbers taken as ready; text: strings to tokenize."""
+"""image: uint8 pixels to be preprocessed; array: numbers taken as ready; text: strings to tokenize."""
 
 
 class BadSample(Exception):  # noqa: N818 - a verdict on one sample, not a failure of the run
@@ -16,7 +16,7 @@ class BadSample(Exception):  # noqa: N818 - a verdict on one sample, not a failu
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of a sample without reading it. `id` is unique in its source and the same on every run."""
+    """What is known of a sample without reading it. `id` is unique in its source and stable."""
 
     id: str
     label: str | int | float | None = None
@@ -38,8 +38,9 @@ class Batch:
     """One batch, ready for a model: `inputs` hold ``len(records)`` samples, in source order.
 
     `inputs` is a uint8 array (n, height, width, channels) for images, a ready array for arrays, a dict of
-    arrays for tokenized text, or whatever a user's own loader yields (tensors stay tensors). `start` and `stop` bound the
-    source positions the batch covers; positions that are not in `positions` are in `skipped`.
+    arrays for tokenized text, or whatever a user's own loader yields (tensors stay tensors); ``None`` if no
+    sample is left. `start` and `stop` bound the source positions the batch covers; those that are not in
+    `positions` are in `skipped`.
     """
 
     inputs: Any
@@ -55,10 +56,20 @@ class Batch:
 class Source(Protocol):
     """Samples that can be read one by one, by position, from several threads."""
 
-    name: str
-    """What the manifest records, e.g. the folder or ``demo:mnist5k``."""
-    kind: Kind
-    records: Sequence[Record]
+    @property
+    def name(self) -> str:
+        """What the manifest records, e.g. the folder or ``demo:mnist5k``."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What `read` returns."""
+        ...
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """One record a sample. A user's own dataset tells the label only when the sample has been read."""
+        ...
 
     def read(self, position: int) -> Any:
         """Read one sample: RGB uint8 (height, width, 3), a ready array, or a string. Raises `BadSample`."""
@@ -69,10 +80,20 @@ class Source(Protocol):
 class Stream(Protocol):
     """Samples that only come as the user's own batches, in order (a DataLoader, an iterator of batches)."""
 
-    name: str
-    kind: Kind
-    length: int | None
-    """Number of samples if known."""
+    @property
+    def name(self) -> str:
+        """What the manifest records."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What the batches hold."""
+        ...
+
+    @property
+    def length(self) -> int | None:
+        """Number of samples if known."""
+        ...
 
     def batches(self) -> Iterator[Batch]:
         """Yield the user's batches, from the beginning."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +11,24 @@ import torch
 from spile.backend import Engine, Mode, Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
+from spile.torch.deploying import save_reached
 from spile.torch.engines import EagerEngine, model_inputs
-from spile.torch.models import architecture_hash, weights_hash
+from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of
 
-__all__ = ["architecture_hash", "engine", "example", "observe", "tap", "versions", "weights_hash"]
+__all__ = [
+    "architecture_hash",
+    "engine",
+    "example",
+    "load_reached",
+    "observe",
+    "save_reached",
+    "tap",
+    "versions",
+    "weights_hash",
+]
 
 
 def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, mode: Mode) -> Tap:
@@ -32,6 +44,11 @@ def engine(tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Pre
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
     return model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+
+
+def load_reached(model: Any, path: Path) -> None:
+    """Put back what `save_reached` wrote; layers past the deepest point keep what they have."""
+    load_weights(model, path, allow_missing=True)
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,9 @@ class EagerEngine:
 
     def __call__(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
         """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
-        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16) if self._bfloat16 else nullcontext()
+        autocast = (
+            torch.autocast(self._device.type, dtype=torch.bfloat16) if self._bfloat16 else nullcontext()
+        )
         with torch.inference_mode(), autocast:
             args = model_inputs(inputs, preprocessing=self._preprocessing, device=self._device)
             activations = self._tap(**args) if isinstance(args, dict) else self._tap(args)
@@ -49,19 +51,13 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "uint8 images need the model's preprocessing, which a bare model object does not tell: pass "
                 "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or ready float arrays"
             )
-        pixels = torch.from_numpy(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last memory
+        pixels = (
+            torch.from_numpy(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)
+        )  # channels-last memory
         mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
         return pixels.float().mul_(preprocessing.scale).sub_(mean).div_(std)
-    return transform(_tensors(inputs), lambda t: _channels_last(t.to(device)))
-
-
-def _tensors(inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return {key: _tensors(value) for key, value in inputs.items()}
-    if isinstance(inputs, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32 if inputs.dtype == np.float64 else None))
-    return inputs
+    return transform(inputs, lambda t: _channels_last(t.to(device)))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -6,25 +6,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spile.errors import PoolError
 from spile.pool import Pool
 
 _HALF = (torch.float16, torch.bfloat16)
 _GEM_FLOOR = 1e-6
 
 
-def pooled(x: Tensor, pool: Pool, layout: str | None, *, prefix_tokens: int = 0, mask: Tensor | None = None) -> Tensor:
+def pooled(
+    x: Tensor, pool: Pool, layout: str | None, *, prefix_tokens: int = 0, mask: Tensor | None = None
+) -> Tensor:
     """Pool one activation; samples come first in the result.
 
     `mask` (samples, tokens) is 1 where a token is real. Half-precision activations are reduced in float32 and stay
     float32.
     """
-    if layout is None:
-        return x.clone() if pool.kind == "none" else _call(pool, x)
-    if pool.kind == "callable":
-        return _call(pool, _batch_first(x, layout))
+    if layout is not None:
+        x = x.movedim(layout.index("B"), 0)
     if pool.kind == "none":
-        return _batch_first(x, layout).clone()
-    x = x.permute([layout.index(axis) for axis in _canonical(layout)]) if "?" not in layout else _batch_first(x, layout)
+        return x.clone()
+    if pool.kind == "callable" or layout is None:
+        return _called(pool, x)
+    layout = "B" + layout.replace("B", "")
+    if "?" not in layout:
+        x = x.permute([layout.index(axis) for axis in _canonical(layout)])
     if pool.kind == "flatten":
         return x.flatten(1).clone() if x.ndim > 1 else x.unsqueeze(1).clone()
     x = x.float() if x.dtype in _HALF or not x.is_floating_point() else x
@@ -33,14 +38,17 @@ def pooled(x: Tensor, pool: Pool, layout: str | None, *, prefix_tokens: int = 0,
     return _pool_map(x, pool)
 
 
-def _call(pool: Pool, x: Tensor) -> Tensor:
+def _called(pool: Pool, x: Tensor) -> Tensor:
+    """The user's function works on a copy, so that it cannot change what the model goes on with."""
     assert pool.function is not None
-    result: Tensor = pool.function(x)
-    return result.clone()
-
-
-def _batch_first(x: Tensor, layout: str) -> Tensor:
-    return x.movedim(layout.index("B"), 0)
+    result = pool.function(x.clone())
+    if not isinstance(result, Tensor):
+        raise PoolError(f"{pool!s} gave a {type(result).__name__}: a pool returns one tensor, samples first")
+    if x.ndim and result.shape[:1] != x.shape[:1]:
+        raise PoolError(
+            f"{pool!s} made {list(result.shape)} of {list(x.shape)}: the samples must stay the first axis"
+        )
+    return result
 
 
 def _canonical(layout: str) -> str:
@@ -73,8 +81,8 @@ def _pool_tokens(x: Tensor, kind: str, prefix_tokens: int, mask: Tensor | None) 
     if real is None:
         mean = patches.mean(1)
     else:
-        weight = real[:, prefix_tokens:].to(x.dtype).unsqueeze(-1)
-        mean = (patches * weight).sum(1) / weight.sum(1).clamp(min=1)
+        kept = real[:, prefix_tokens:].bool().unsqueeze(-1)
+        mean = patches.masked_fill(~kept, 0).sum(1) / kept.sum(1).clamp(min=1)  # padding may hold NaN
     return mean if kind == "mean" else torch.cat([_first(x, real), mean], dim=1)
 
 

@@ -4,55 +4,124 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_lock = threading.RLock()
+_set_to_eval: dict[nn.Module, int] = {}
+"""Modules whose training flag the passes under way have taken down, and how many of those passes there are."""
+_without_fast_path: list[bool] = []
+"""One entry a pass under way; the first is what to go back to."""
 
 
 @contextmanager
 def quiet_pass(model: nn.Module, *, evaluate: bool) -> Iterator[None]:
-    """Put training flags, random states and the attention fast path back afterwards, also after an exception.
+    """Run a pass that leaves no trace, also after an exception and beside other passes in other threads.
 
-    `evaluate` runs every module in eval mode, so that batch norm neither mixes samples nor moves its statistics. The
-    fused transformer fast path is off: it skips the very layers that are to be observed.
+    `evaluate` runs every module in eval mode, so that batch norm neither mixes samples nor moves its statistics, and
+    puts training flags and random states back. The fused transformer fast path is off: it skips the very layers that
+    are to be observed.
     """
-    training = [module for module in model.modules() if module.training] if evaluate else []
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        if evaluate:
+            stack.enter_context(_evaluating(model))
+            stack.enter_context(_same_random_state())
+        stack.enter_context(_no_fast_path())
+        yield
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put random states and the model's buffers back, whatever mode the model runs in."""
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with _same_random_state():
+        try:
+            yield
+        finally:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = _put_back(buffer, before)
+
+
+def _put_back(buffer: Tensor, before: Tensor) -> Tensor:
+    """Only where it changed: writing alone would already invalidate a backward pass under way."""
+    with torch.no_grad():
+        return buffer if torch.equal(buffer, before) else buffer.copy_(before)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Counted for each module: of several passes under way, the last one puts the flag back."""
+    with _lock:
+        held = [module for module in model.modules() if module.training or module in _set_to_eval]
+        for module in held:
+            _set_to_eval[module] = _set_to_eval.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in held:
+                _set_to_eval[module] -= 1
+                if not _set_to_eval[module]:
+                    del _set_to_eval[module]
+                    module.training = True
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        for module in training:
-            module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module in training:
-            module.training = True
         torch.set_rng_state(cpu_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
 @contextmanager
-def watching_calls(watcher: Callable[[nn.Module, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """Route every module call of this thread through ``watcher(module, run, args, kwargs)``.
-
-    It stands outside a module's own hooks, so it sees what the caller gives and gets. Independent of hooks on purpose:
-    it is what taps are verified against.
-    """
-    original = nn.Module.__call__
-    thread = threading.get_ident()
-
-    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original(module, *args, **kwargs)
-        return watcher(module, lambda: original(module, *args, **kwargs), args, kwargs)
-
-    nn.Module.__call__ = watched  # type: ignore[method-assign]
+def _no_fast_path() -> Iterator[None]:
+    with _lock:
+        _without_fast_path.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+        with _lock:
+            before = _without_fast_path[0]
+            _without_fast_path.pop()
+            if not _without_fast_path:
+                torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def watching_calls(
+    watcher: Callable[[nn.Module, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any],
+) -> Iterator[None]:
+    """Route every module call of this thread through ``watcher(module, run, args, kwargs)``.
+
+    It stands outside a module's own hooks, so it sees what the caller gives and gets. Independent of hooks on purpose:
+    it is what taps are verified against. One thread at a time.
+    """
+    with _lock:
+        original = nn.Module.__call__
+        thread = threading.get_ident()
+
+        def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return original(module, *args, **kwargs)
+            return watcher(module, lambda: original(module, *args, **kwargs), args, kwargs)
+
+        nn.Module.__call__ = watched  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]

@@ -1,15 +1,24 @@
-"""Small tools on nested values and on wrapped models."""
+"""Small tools on nested values, on the arguments of a forward pass, and on wrapped models."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-_WRAPPERS = ("module.", "_orig_mod.")
+from spile.errors import ModelError
+
+
+class Inputs(NamedTuple):
+    """The arguments of one forward pass: tensors on the model's device, and whatever else the model takes."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -32,9 +41,11 @@ def pick(value: Any, key: str) -> Any:
 
 
 def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply `function` to every tensor in nested tuples, lists and plain mappings."""
+    """Apply `function` to every tensor in nested tuples, lists and mappings; arrays become tensors first."""
     if isinstance(value, Tensor):
         return function(value)
+    if hasattr(value, "__array__") and getattr(value, "ndim", 0):
+        return function(_from_array(np.asarray(value)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(transform(v, function) for v in value))
     if isinstance(value, (tuple, list)):
@@ -42,6 +53,51 @@ def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Mapping):
         return {k: transform(v, function) for k, v in value.items()}
     return value
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
+    """Doubles, NumPy's default, become floats, PyTorch's; read-only memory is copied."""
+    dtype = np.float32 if array.dtype == np.float64 else None
+    return torch.from_numpy(np.require(array, dtype, ("C", "W")))
+
+
+def called_with(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The arguments of a call. One mapping of the forward pass's own argument names is taken as keywords."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], Mapping) and _takes(model, args[0]):
+        args, kwargs = (), dict(args[0])
+    device = device_of(model)
+    return Inputs(*transform((args, kwargs), lambda t: t if t.device == device else t.to(device)))
+
+
+def inputs_of(model: nn.Module, example: Any) -> Inputs:
+    """The arguments that an example stands for: a batch, a tuple of arguments, a mapping of keywords, or a shape.
+
+    Raises `ModelError` where there is none.
+    """
+    if isinstance(example, Inputs):
+        return example
+    if example is None:
+        raise ModelError(
+            "the layers of a model are learnt from one dry pass, which needs an example: pass a batch or its shape, "
+            "e.g. example=(1, 3, 224, 224)"
+        )
+    if isinstance(example, tuple) and example and all(type(n) is int for n in example):
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        example = torch.zeros(example, dtype=next(floating, None))
+    positional = isinstance(example, tuple) and not hasattr(example, "_fields")
+    return called_with(model, example if positional else (example,), {})
+
+
+def argument(model: nn.Module, inputs: Inputs, name: str) -> Any:
+    """The argument called `name`, given by position or by keyword; ``None`` where it was not given."""
+    names = list(inspect.signature(model.forward).parameters)
+    position = names.index(name) if name in names else len(inputs.args)
+    return inputs.args[position] if position < len(inputs.args) else inputs.kwargs.get(name)
+
+
+def _takes(model: nn.Module, names: Mapping[Any, Any]) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or set(names) <= set(parameters)
 
 
 def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -73,7 +129,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def unwrapped_name(name: str) -> str:
     """A layer's name without the prefixes that wrappers put before it."""
-    while name.startswith(_WRAPPERS):
+    while name.startswith(("module.", "_orig_mod.")):
         name = name.partition(".")[2]
     return name
 
@@ -81,7 +137,9 @@ def unwrapped_name(name: str) -> str:
 def is_compiled(model: nn.Module) -> bool:
     """Whether any part of the model was handed to `torch.compile`, after which new hooks may not run."""
     return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
         for module in model.modules()
     )
 
@@ -105,6 +163,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives; the CPU for a model without any."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
+    for tensors_of in (model.parameters(), model.buffers()):
+        for tensor in tensors_of:
+            return tensor.device
     return torch.device("cpu")

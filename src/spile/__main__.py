@@ -1,0 +1,5 @@
+"""``python -m spile`` is ``spile``."""
+
+from spile.cli import main
+
+main()

@@ -1,0 +1,100 @@
+"""CSV and Parquet manifests: one row a sample."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from spile.data.images import Pixels, read_image
+from spile.data.samples import Label, Samples, as_label
+from spile.data.source import BadSample, Record
+from spile.errors import DataError
+
+SUFFIXES = frozenset({".csv", ".parquet", ".pq"})
+_INTEGER = re.compile(r"-?(0|[1-9]\d*)")  # "007" is a name
+_DECIMAL = re.compile(r"[+-]?((\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+)")
+COLUMNS = ("path", "text", "label", "split", "group", "id")
+
+
+def open_manifest(file: Path, *, max_pixels: int) -> Samples:
+    """A CSV or Parquet file: ``path`` (or ``text``) and ``label``, perhaps ``split``, ``group`` and ``id``.
+
+    Paths are relative to the manifest's folder. Without an ``id`` column the path is the id, or for texts the
+    row number.
+    """
+    table = _read(file)
+    _check_columns(file, table.column_names)
+    rows = {name: table[name].to_pylist() for name in COLUMNS if name in table.column_names}
+    if table.num_rows == 0:
+        raise DataError(f"{str(file)!r} has no rows")
+    kind = "image" if "path" in rows else "text"
+    named = rows.get("id") or rows.get("path") or range(table.num_rows)
+    labels = _labels(rows["label"]) if "label" in rows else [None] * table.num_rows
+    empty = [None] * table.num_rows
+    records = [
+        Record(str(name), label, _string(split), _string(group))
+        for name, label, split, group in zip(
+            named, labels, rows.get("split", empty), rows.get("group", empty), strict=True
+        )
+    ]
+
+    def read_path(position: int) -> Pixels:
+        path = rows["path"][position]
+        if path is None:
+            raise BadSample("the manifest has no path here")
+        return read_image(file.parent / str(path), max_pixels=max_pixels)
+
+    def read_text(position: int) -> str:
+        text = rows["text"][position]
+        return "" if text is None else str(text)
+
+    if kind == "image":
+        return Samples(str(file), "image", records, read_path)
+    return Samples(str(file), "text", records, read_text)
+
+
+def _read(file: Path) -> pa.Table:
+    try:
+        if file.suffix.lower() != ".csv":
+            return pa.parquet.read_table(file)
+        # Every column is read as strings, so that ids keep their zeros and no block of rows changes a type.
+        with pa.csv.open_csv(file) as reader:
+            names = reader.schema.names
+        return pa.csv.read_csv(
+            file,
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
+            ),
+        )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {str(file)!r}: {' '.join(str(error).split())}") from error
+
+
+def _check_columns(file: Path, found: list[str]) -> None:
+    if len(set(found)) < len(found) or not {"path", "text"} & set(found) or "label" not in found:
+        raise DataError(
+            f"{str(file)!r} has the columns {', '.join(map(repr, found))}; needed: 'path' (or 'text') "
+            "and 'label', each once; allowed besides: 'split', 'group', 'id'. Rename the columns in the file."
+        )
+
+
+def _labels(values: list[Any]) -> list[Label]:
+    """Labels of one type: ints if every one is written as an int, else floats, else strings."""
+    if not all(value is None or isinstance(value, str) for value in values):
+        return [as_label(value) for value in values]
+    written = [value for value in values if value is not None]
+    if all(_INTEGER.fullmatch(value) for value in written):
+        return [None if value is None else int(value) for value in values]
+    if all(_INTEGER.fullmatch(value) or _DECIMAL.fullmatch(value) for value in written):
+        return [None if value is None else float(value) for value in values]
+    return list(values)
+
+
+def _string(value: Any) -> str | None:
+    return None if value is None else str(value)

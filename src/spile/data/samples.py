@@ -1,0 +1,164 @@
+"""Samples that are read by position: the one concrete `Source`, and what is done to any of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+
+from spile.data.source import Kind, Record, Source, Stream
+from spile.errors import DataError
+
+Label = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A `Source` made of its records and a function that reads the sample at a position."""
+
+    name: str
+    kind: Kind
+    records: Sequence[Record]
+    reader: Callable[[int], Any]
+
+    def read(self, position: int) -> Any:
+        """Read one sample: RGB uint8 (height, width, 3), a ready array, or a string. Raises `BadSample`."""
+        return self.reader(position)
+
+
+class RecordView(Sequence[Record]):
+    """Records made when they are asked for."""
+
+    def __init__(self, length: int, make: Callable[[int], Record]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        positions = range(self._length)[index]
+        return self._make(positions) if isinstance(positions, int) else [self._make(p) for p in positions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What a caller states about samples, one value a sample; ``None`` keeps what the data itself says."""
+
+    labels: Sequence[Label] | None = None
+    ids: Sequence[str] | None = None
+    splits: Sequence[str | None] | None = None
+    groups: Sequence[str | None] | None = None
+
+    @classmethod
+    def of(cls, *, labels: Any = None, ids: Any = None, splits: Any = None, groups: Any = None) -> Columns:
+        """Columns from lists, arrays or tensors."""
+        return cls(
+            labels=None if labels is None else as_labels(labels),
+            ids=None if ids is None else [str(value) for value in as_list(ids)],
+            splits=None if splits is None else _as_strings(splits),
+            groups=None if groups is None else _as_strings(groups),
+        )
+
+    def check(self, length: int) -> None:
+        """Raise `DataError` unless every column has `length` values."""
+        for name, values in vars(self).items():
+            if values is not None and len(values) != length:
+                raise DataError(f"{name} has {len(values)} values for {length} samples; give one a sample")
+
+    def record(self, position: int, known: Record) -> Record:
+        """`known`, with the stated values in place of its own."""
+        given = {"labels": "label", "ids": "id", "splits": "split", "groups": "group"}
+        stated = {field: getattr(self, name) for name, field in given.items()}
+        return replace(
+            known, **{field: values[position] for field, values in stated.items() if values is not None}
+        )
+
+    def __bool__(self) -> bool:
+        return any(values is not None for values in vars(self).values())
+
+
+def restate(source: Source, columns: Columns) -> Samples:
+    """The same samples with the stated labels, ids, splits or groups."""
+    columns.check(len(source.records))
+    records = RecordView(len(source.records), lambda p: columns.record(p, source.records[p]))
+    return Samples(source.name, source.kind, records, source.read)
+
+
+def select(source: Source | Stream, positions: Sequence[int]) -> Samples:
+    """The samples of `source` at `positions`, in that order; ids, labels, splits and groups come along.
+
+    Raises `DataError` for a position that is out of range or named twice, and for a stream, which cannot be
+    picked from.
+    """
+    if not isinstance(source, Source):
+        raise DataError(
+            f"{source.name} is a stream of batches: samples cannot be picked from it. Pass its dataset."
+        )
+    chosen = [int(position) for position in positions]
+    total = len(source.records)
+    outside = [position for position in chosen if not 0 <= position < total]
+    if outside:
+        raise DataError(f"position {outside[0]} is outside {source.name}, which has positions 0..{total - 1}")
+    records = RecordView(len(chosen), lambda p: source.records[chosen[p]])
+    selected = Samples(
+        f"{source.name}[{len(chosen)} of {total}]", source.kind, records, lambda p: source.read(chosen[p])
+    )
+    check_ids(selected)
+    return selected
+
+
+def check_ids(source: Source) -> None:
+    """Raise `DataError` naming the ids that more than one sample has."""
+    counts = Counter(record.id for record in source.records)
+    if len(counts) < len(source.records):
+        twice = [name for name, count in counts.items() if count > 1]
+        shown = ", ".join(map(repr, twice[:3])) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
+        raise DataError(
+            f"{source.name}: ids must be unique, but {shown} stand for several samples. Pass ids=[...]."
+        )
+
+
+def as_label(value: Any) -> Label:
+    """One label as a Python string, int or float; ``None`` is no label. Raises `DataError` for all else."""
+    if hasattr(value, "shape"):
+        array = to_numpy(value)
+        value = array.item() if array.size == 1 else array
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise DataError(
+        f"a label is one number or one string a sample, got {type(value).__name__}: {str(value)[:60]}"
+    )
+
+
+def as_labels(values: Any) -> list[Label]:
+    """One label a sample from a list, array or tensor of shape (n,) or (n, 1)."""
+    return [
+        as_label(value[0] if isinstance(value, list) and len(value) == 1 else value)
+        for value in as_list(values)
+    ]
+
+
+def as_list(values: Any) -> list[Any]:
+    """The Python list of a sequence, an array, or a tensor of any framework."""
+    return list(to_numpy(values).tolist()) if hasattr(values, "shape") else list(values)
+
+
+def to_numpy(value: Any) -> np.ndarray[Any, Any]:
+    """The NumPy array of an array or tensor, whichever framework it is from, wherever it lies."""
+    if hasattr(value, "detach"):
+        return np.asarray(value.detach().cpu().numpy())
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+
+
+def _as_strings(values: Any) -> list[str | None]:
+    return [None if value is None else str(value) for value in as_list(values)]

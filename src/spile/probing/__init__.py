@@ -1,0 +1,23 @@
+"""Which layer to use: a cheap, leak-free downstream model on every point of a store."""
+
+from spile.probing.deployment import Deployed, load
+from spile.probing.result import Nested, OutOfFold, ProbeResult, ProbeRow
+from spile.probing.ridge import Moments, RidgeFit, fit_moments, fit_ridge
+from spile.probing.search import probe
+from spile.probing.transfer import TransferRun, transfer
+
+__all__ = [
+    "Deployed",
+    "Moments",
+    "Nested",
+    "OutOfFold",
+    "ProbeResult",
+    "ProbeRow",
+    "RidgeFit",
+    "fit_moments",
+    "fit_ridge",
+    "TransferRun",
+    "load",
+    "probe",
+    "transfer",
+]

@@ -1,0 +1,287 @@
+"""What a run leaves for its report: ``run.json``, the tables behind it, and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import spile
+from spile.backend import Tap
+from spile.data import BadSample, Source, Stream
+from spile.models import LoadedModel
+from spile.observation import Call
+from spile.preprocessing import ImagePreprocessing
+from spile.probing import pictures
+from spile.probing.result import ProbeResult, ProbeRow
+from spile.probing.rows import Split
+from spile.store import Store
+
+Array = npt.NDArray[Any]
+
+_QUERIES, _NEAREST, _MISTAKES, _MAPS, _SKIPPED = 6, 6, 12, 3, 50
+_MAP_SIDE = 224
+
+
+def write_record(
+    folder: Path,
+    *,
+    loaded: LoadedModel,
+    tap: Tap,
+    whole: Call,
+    source: Source | Stream,
+    store: Store,
+    results: Sequence[ProbeResult],
+    splits: Sequence[Split],
+    test_scores: Sequence[Mapping[str, float]],
+    head: Any,
+    shots: int | None,
+    title: str | None,
+    command: str | None,
+    verification: Mapping[str, Any],
+    timings: Sequence[Mapping[str, Any]],
+    show: Sequence[tuple[str, Any]],
+) -> None:
+    """Write ``run.json``, ``probe.json`` and the pictures. The first result and split are the run's own, `whole` is the
+    model's dry pass, `show` are further images for the activation maps, as ``(title, pixels)``.
+    """
+    result, split, held_out = results[0], splits[0], test_scores[0]
+    name = store.manifest.recorded["model"]
+    record = {
+        "schema": 1,
+        "title": title or f"{name} on {source.name}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "model": {
+            "reference": name,
+            "name": type(tap.model).__name__,
+            "params": whole.params,
+            "macs": whole.macs,
+            "input": _input(whole),
+        },
+        "data": {
+            "name": source.name,
+            "samples": len(store) + store.skipped.num_rows,
+            "classes": result.classes or (),
+            "train_rows": len(split.train),
+            "test_rows": len(split.test),
+            "labels_per_class": shots,
+        },
+        "metric": result.metric,
+        "table": [_row(row, result, held_out) for row in result.table],
+        "chosen": _chosen(result, head, held_out, split),
+        "seeds": [_seed(n, r, s) for n, (r, s) in enumerate(zip(results, test_scores, strict=True))]
+        if len(results) > 1
+        else [],
+        **_samples(store, result, head, split, source, folder / "pictures"),
+        "maps": _maps(loaded, tap, source, store, split, show, folder / "pictures"),
+        "timings": timings,
+        "skipped": store.skipped.select(["id", "reason"]).slice(0, _SKIPPED).to_pylist(),
+        "skipped_total": store.skipped.num_rows,
+        "verification": verification,
+        "versions": _versions(store),
+        "fingerprint": store.fingerprint,
+        "environment": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+    }
+    _write_json(folder / "run.json", record)
+    _write_json(folder / "probe.json", [r.to_json() for r in results])
+
+
+def _row(row: ProbeRow, result: ProbeResult, held_out: Mapping[str, float]) -> dict[str, Any]:
+    raw = row.baseline == "raw"
+    return {
+        "point": row.point,
+        "address": row.address,
+        "pool": row.pool,
+        "score": row.score,
+        "stderr": row.stderr,
+        "test_score": held_out.get(row.point),
+        "dims": row.dims,
+        "macs": None if raw else row.macs,
+        "params": None if raw else row.params,
+        "alpha": row.alpha,
+        "order": None if raw else row.order,
+        "baseline": row.baseline,
+        "chosen": row.point == result.best.point,
+        "pareto": row in result.pareto,
+        "note": row.note or ("the best penalty lies at the edge of the grid" if row.at_edge else None),
+    }
+
+
+def _chosen(result: ProbeResult, head: Any, held_out: Mapping[str, float], split: Split) -> dict[str, Any]:
+    best, score = result.best, held_out.get(result.best.point)
+    counted = score is not None and result.metric == "accuracy"
+    return {
+        "point": best.point,
+        "score": best.score,
+        "stderr": best.stderr,
+        "nested": result.nested.score if result.nested else None,
+        "test_score": score,
+        "test_correct": round(score * len(split.test)) if counted and score is not None else None,
+        "test_total": len(split.test) if counted else None,
+        "estimator": "ridge"
+        if best.alpha is not None
+        else type(head[-1] if hasattr(head, "__getitem__") else head).__name__,
+    }
+
+
+def _seed(number: int, result: ProbeResult, held_out: Mapping[str, float]) -> dict[str, Any]:
+    baselines = {row.baseline: held_out.get(row.point) for row in result.table if row.baseline}
+    return {
+        "seed": number,
+        "point": result.best.point,
+        "test_score": held_out.get(result.best.point),
+        "last": baselines.get("last"),
+        "raw": baselines.get("raw"),
+    }
+
+
+def _samples(
+    store: Store, result: ProbeResult, head: Any, split: Split, source: Source | Stream, folder: Path
+) -> dict[str, Any]:
+    """Confusion, worst mistakes and nearest neighbours on the rows that only measure."""
+    if result.classes is None or not len(split.test):
+        return {}
+    labels, point = np.asarray(store.labels), result.best.point
+    features = store[point].take(split.test).reshape(len(split.test), -1)
+    predicted = np.asarray(head.predict(features))
+    true = labels[split.test]
+    confidence = (
+        head.predict_proba(features).max(axis=1) if hasattr(head, "predict_proba") else np.zeros(len(true))
+    )
+    classes = np.asarray(result.classes)
+    matrix = np.zeros((len(classes), len(classes)), int)
+    np.add.at(matrix, (np.searchsorted(classes, true), np.searchsorted(classes, predicted)), 1)
+    wrong = np.flatnonzero(true != predicted)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES]
+    return {
+        "confusion": {"labels": classes, "matrix": matrix, "split": "test"},
+        "mistakes": [
+            {
+                **_sample(store, source, split.test[i], folder),
+                "predicted": predicted[i],
+                "confidence": confidence[i],
+            }
+            for i in worst
+        ],
+        "neighbors": _neighbors(store, point, split, source, folder),
+    }
+
+
+def _neighbors(
+    store: Store, point: str, split: Split, source: Source | Stream, folder: Path
+) -> list[dict[str, Any]]:
+    """The samples nearest to a few test samples, spread over the test rows; the sample itself left out."""
+    if len(store[point].shape) != 1:
+        return []
+    queries = split.test[np.linspace(0, len(split.test) - 1, min(_QUERIES, len(split.test))).astype(int)]
+    found = store.neighbors(point, store[point].take(queries), k=min(_NEAREST + 1, len(store)))
+    rows = []
+    for query, near, distances in zip(queries, found.rows, found.distances, strict=True):
+        others = [(row, d) for row, d in zip(near, distances, strict=True) if row != query][:_NEAREST]
+        rows.append(
+            {
+                "query": _sample(store, source, query, folder),
+                "neighbors": [{**_sample(store, source, row, folder), "distance": d} for row, d in others],
+                "point": point,
+            }
+        )
+    return rows
+
+
+def _sample(store: Store, source: Source | Stream, row: int, folder: Path) -> dict[str, Any]:
+    labels = store.labels
+    return {
+        "picture": pictures.thumbnail(source, int(store.positions[row]), folder),
+        "id": store.ids[row],
+        "label": None if labels is None else labels[row],
+    }
+
+
+def _maps(
+    loaded: LoadedModel,
+    tap: Tap,
+    source: Source | Stream,
+    store: Store,
+    split: Split,
+    show: Sequence[tuple[str, Any]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    points = pictures.three_depths(tap.points)
+    if (
+        isinstance(source, Stream)
+        or source.kind != "image"
+        or not isinstance(loaded.preprocessing, ImagePreprocessing)
+    ):
+        return []
+    rows = split.test if len(split.test) else split.train
+    images = []
+    for row in rows[np.linspace(0, len(rows) - 1, min(_MAPS, len(rows))).astype(int)]:
+        try:
+            pixels = source.read(int(store.positions[row]))
+        except BadSample:
+            continue
+        images.append((str(store.ids[row]), pictures.fit_to(pixels, loaded.preprocessing)))
+    drawn = pictures.activation_maps(loaded, points, images, folder)
+    larger = loaded.preprocessing.at(_MAP_SIDE)
+    return drawn + pictures.activation_maps(
+        loaded, points, [(t, pictures.fit_to(p, larger)) for t, p in show], folder
+    )
+
+
+def _input(whole: Call) -> str | None:
+    image = whole.inputs[0] if len(whole.inputs) == 1 else None
+    if image is None or image.layout != "BCYX":
+        return None
+    channels, height, width = image.shape[1:]
+    return f"{height}×{width} {'RGB' if channels == 3 else f'{channels}-channel'}"
+
+
+def _versions(store: Store) -> dict[str, str]:
+    made: Mapping[str, str] = store.manifest.fingerprinted["versions"]
+    return {
+        "spile": spile.__version__,
+        **{name: version for name, version in made.items() if name not in ("spile", "machine")},
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values and tuples as JSON has them; a number that is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,271 @@
+"""What a search over points found: the table, the choice, and how far to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spile.errors import MissingDependency
+from spile.probing.scoring import fit_point
+from spile.probing.task import FeatureStore, Metric, Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+    from rich.table import Table
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow:
+    """One point of the table. A row without a score says in `note` why."""
+
+    point: str
+    address: str | None = None
+    pool: str | None = None
+    score: float | None = None
+    """Mean over the folds of all repeats."""
+    stderr: float | None = None
+    """Standard error of `score`, corrected for overlapping training sets."""
+    fold_scores: tuple[float, ...] = ()
+    alpha: float | None = None
+    """Median penalty over the folds; ridge only."""
+    at_edge: bool = False
+    """In at least half of the folds alpha was the smallest or largest tried."""
+    dims: int | None = None
+    """Features a row."""
+    macs: int | None = None
+    """Multiply-accumulates of one sample to reach the point."""
+    params: int | None = None
+    """Parameters up to the point."""
+    order: int | None = None
+    """Position in the forward pass."""
+    baseline: str | None = None
+    """``"raw"`` (the input itself, never chosen), ``"last"`` (the last layer), or ``None``."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """The score of choosing itself: chosen inside the training rows of each fold, scored outside."""
+
+    score: float
+    stderr: float
+    picks: tuple[str, ...]
+    """The point chosen in each fold: all alike means a stable choice."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """Predictions of the best point for every row, each by a model that had not seen the row."""
+
+    rows: Array
+    """(n,) positions in the store."""
+    true: Array
+    predicted: Array
+    probability: Array | None
+    """(n,) the highest class probability, uncalibrated; ``None`` where the estimator gives none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeResult:
+    """Every point scored on the same folds; prints as a table.
+
+    The score of `best` is optimistic, as it is the best of many; `nested` is not. `nested` is ``None`` above
+    500 rows, where the optimism is small beside the cost, and where the training rows of a fold are too few
+    to be split again.
+    """
+
+    table: tuple[ProbeRow, ...]
+    """The raw input first, then in the order of the forward pass."""
+    best: ProbeRow
+    metric: Metric
+    rule: str
+    classes: tuple[Any, ...] | None
+    """The labels, sorted; ``None`` for regression."""
+    folds: int
+    repeats: int
+    out_of_fold: OutOfFold
+    nested: Nested | None
+    _store: FeatureStore = field(repr=False)
+    _task: Task = field(repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows that were used."""
+        return len(self.out_of_fold.rows)
+
+    @property
+    def pareto(self) -> tuple[ProbeRow, ...]:
+        """The rows that no other beats in both score and MACs, cheapest first. The raw input costs none."""
+        return pareto(self.table)
+
+    def fit(self, point: str | None = None) -> Any:
+        """Fit a point, by default the best, on all rows used: a `RidgeFit` or a scikit-learn pipeline."""
+        name = self.best.point if point is None else point
+        return fit_point(self._store[name], self._task, point=name)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict: the table, the choice, the nested estimate and the out-of-fold predictions."""
+        held = self.out_of_fold
+        return {
+            "metric": self.metric,
+            "rule": self.rule,
+            "classes": None if self.classes is None else list(self.classes),
+            "n_rows": self.n_rows,
+            "folds": self.folds,
+            "repeats": self.repeats,
+            "table": [asdict(row) for row in self.table],
+            "best": self.best.point,
+            "pareto": [row.point for row in self.pareto],
+            "nested": None if self.nested is None else asdict(self.nested),
+            "out_of_fold": {
+                "rows": held.rows.tolist(),
+                "true": held.true.tolist(),
+                "predicted": held.predicted.tolist(),
+                "probability": None if held.probability is None else held.probability.tolist(),
+            },
+        }
+
+    def to_pandas(self) -> DataFrame:
+        """The table as a data frame, one row a point."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise MissingDependency("pandas", extra="data", purpose="ProbeResult.to_pandas()") from None
+        return pd.DataFrame([asdict(row) for row in self.table])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw score against depth with standard errors, the raw input as a line; return the axes."""
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError:
+            raise MissingDependency("matplotlib", extra="data", purpose="ProbeResult.plot()") from None
+        axes: Axes = plt.subplots()[1] if ax is None else ax
+        names, scores, errors = [], [], []
+        for row in self.table:
+            if row.score is None:
+                continue
+            if row.baseline == "raw":
+                axes.axhline(row.score, linestyle="--", color="grey", label=row.point)
+                continue
+            names.append(row.point)
+            scores.append(row.score)
+            errors.append(row.stderr or 0.0)
+        axes.errorbar(range(len(names)), scores, yerr=errors, marker="o", capsize=3)
+        best = names.index(self.best.point)
+        axes.plot(best, scores[best], "*", markersize=16, label=f"best: {self.best.point}")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_ylabel(_spaced(self.metric))
+        axes.legend()
+        return axes
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        repeated = f", {self.repeats} times" if self.repeats > 1 else ""
+        table = Table(
+            title=f"{self.folds}-fold cross-validation{repeated}, {self.n_rows:,} rows",
+            caption=self._caption(),
+        )
+        table.add_column("point", overflow="fold")
+        for heading in (_spaced(self.metric), "alpha", "features", "MACs"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for row in self.table:
+            style = "bold" if row is self.best else "dim" if row.score is None else ""
+            cells = (
+                row.point,
+                _score(row),
+                _alpha(row),
+                _count(row.dims),
+                _count(row.macs),
+                self._remark(row),
+            )
+            table.add_row(*map(Text, cells), style=style)
+        return table
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        page = StringIO()
+        Console(file=page, width=110, color_system=None).print(self)
+        return page.getvalue().rstrip()
+
+    def _remark(self, row: ProbeRow) -> str:
+        baselines = {"raw": "raw input", "last": "last layer"}
+        parts = ["best" if row is self.best else "", baselines.get(row.baseline or "", ""), row.note]
+        return ", ".join(filter(None, parts))
+
+    def _caption(self) -> str:
+        lines = ["score ± standard error"]
+        if any(row.at_edge for row in self.table):
+            lines.append("* the best alpha lies at the edge of the grid")
+        if self.nested is not None:
+            lines.append(f"choosing included (nested): {self.nested.score:.3f} ± {self.nested.stderr:.3f}")
+        return "\n".join(lines)
+
+
+def choose(rows: Sequence[ProbeRow], rule: str) -> ProbeRow:
+    """The row to use: the best score, or (``"1se"``) the cheapest within one standard error of it.
+
+    Equal scores go to the cheaper, then the earlier point. The raw input and rows without a score are passed
+    over.
+    """
+    rows = [row for row in rows if row.score is not None and row.baseline != "raw"]
+    best = min(rows, key=lambda row: (-round(row.score or 0.0, 9), _cost(row)))
+    if rule == "best":
+        return best
+    near = [row for row in rows if (row.score or 0.0) >= (best.score or 0.0) - (best.stderr or 0.0)]
+    return min(near, key=_cost)
+
+
+def pareto(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:
+    """The rows of known score and cost that no other equals or beats in both, cheapest first."""
+    known = [(0 if r.baseline == "raw" else r.macs, r.score, r) for r in rows]
+    frontier: list[ProbeRow] = []
+    highest = -np.inf
+    for _, score, row in sorted(
+        ((macs, score, row) for macs, score, row in known if macs is not None and score is not None),
+        key=lambda item: (item[0], -item[1]),
+    ):
+        if score > highest:
+            frontier.append(row)
+            highest = score
+    return tuple(frontier)
+
+
+def _cost(row: ProbeRow) -> tuple[float, float]:
+    return (
+        np.inf if row.macs is None else float(row.macs),
+        np.inf if row.order is None else float(row.order),
+    )
+
+
+def _spaced(name: str) -> str:
+    return {"r2": "R²"}.get(name, name.replace("_", " "))
+
+
+def _score(row: ProbeRow) -> str:
+    return "–" if row.score is None else f"{row.score:.3f} ± {row.stderr or 0:.3f}"
+
+
+def _alpha(row: ProbeRow) -> str:
+    return "" if row.alpha is None else f"{row.alpha:.3g}{'*' if row.at_edge else ''}"
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return ""
+    for size, unit in ((10**9, "G"), (10**6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,}"

@@ -1,0 +1,139 @@
+"""Between NumPy and Arrow: activations into flat lists and back, labels into one typed column. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from spile.errors import StoreError
+from spile.store.manifest import ColumnSpec
+
+Values = np.ndarray[Any, np.dtype[Any]]
+"""n samples of one column: (n, *shape), or an object array of n arrays where the length varies."""
+
+
+def to_arrow(spec: ColumnSpec, values: Values | Sequence[Values], ids: Sequence[str]) -> pa.Array:
+    """Arrow array of one column's `values` for the samples `ids`: a copy, buffers may be reused.
+
+    `values` is (n, *shape), or n arrays (length, *rest) where the length varies. Raises `StoreError` where
+    the shape is wrong, or a value is not finite in the column's dtype.
+    """
+    if len(values) != len(ids):
+        raise StoreError(f"Column {spec.name!r} got {len(values)} samples, expected {len(ids)}")
+    if not spec.variable:
+        return _flat_lists(spec, np.asarray(values), ids)
+    rows = [np.asarray(row) for row in values]
+    for row, sample in zip(rows, ids, strict=True):
+        _require_shape(spec, row.shape[1:], sample)
+    lengths = [len(row) for row in rows]
+    joined = np.concatenate(rows) if rows else np.empty((0, *spec.fixed_shape), spec.dtype)
+    tokens = _flat_lists(spec, joined, np.repeat(np.asarray(ids, dtype=object), lengths))
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *lengths]), pa.int32()), tokens)
+
+
+def _flat_lists(spec: ColumnSpec, values: Values, ids: Sequence[str] | Values) -> pa.Array:
+    _require_shape(spec, values.shape[1:], ids[0] if len(ids) else None)
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which is found and named below
+        cast = np.array(values, dtype=spec.dtype, order="C")
+    if not np.isfinite(cast).all():
+        row = int(np.flatnonzero(~np.isfinite(cast.reshape(len(cast), -1)).all(axis=1))[0])
+        raise StoreError(_not_finite(spec, values[row : row + 1], cast[row : row + 1], ids[row]))
+    flat = pa.array(cast.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(flat.type, spec.width))
+
+
+def _require_shape(spec: ColumnSpec, shape: tuple[int, ...], sample: str | None) -> None:
+    if shape != spec.fixed_shape:
+        tail = " after the first axis" if spec.variable else ""
+        raise StoreError(
+            f"Column {spec.name!r} holds shape {spec.fixed_shape}{tail}; sample {sample!r} has {shape}. "
+            f"Inputs of one size, or a pool that gives one (pool='avg'), make it fixed"
+        )
+
+
+def _not_finite(spec: ColumnSpec, given: Values, cast: Values, sample: str) -> str:
+    bad = given[~np.isfinite(cast)]
+    overflowed = bad[np.isfinite(bad)] if given.dtype != np.float16 else bad[np.isinf(bad)]
+    if spec.dtype == "float16" and overflowed.size:
+        return (
+            f"Layer {spec.name!r} is {overflowed[0]:g} for sample {sample!r}, more than float16 holds "
+            f'(65504). Type: dtype="float32"'
+        )
+    return (
+        f"Layer {spec.name!r} is {bad[0]:g} for sample {sample!r}, which is not a finite {spec.dtype}. "
+        f"Check the model's weights and that sample"
+    )
+
+
+def to_numpy(spec: ColumnSpec, chunks: Iterable[pa.Array], rows: int) -> Values:
+    """The `rows` samples held in `chunks`, copied straight into one new array."""
+    if spec.variable:
+        ragged = np.empty(rows, dtype=object)
+        for i, row in enumerate(_ragged_rows(spec, chunks)):
+            ragged[i] = row
+        return ragged
+    out = np.empty((rows, *spec.fixed_shape), spec.dtype)
+    start = 0
+    for chunk in chunks:
+        out[start : start + len(chunk)] = _vectors(spec, chunk)
+        start += len(chunk)
+    return out
+
+
+def _ragged_rows(spec: ColumnSpec, chunks: Iterable[pa.Array]) -> Iterator[Values]:
+    for chunk in chunks:
+        offsets = chunk.offsets.to_numpy()
+        tokens = _vectors(spec, chunk.flatten())
+        for start, stop in zip(offsets[:-1] - offsets[0], offsets[1:] - offsets[0], strict=True):
+            yield tokens[start:stop].copy()
+
+
+def _vectors(spec: ColumnSpec, lists: pa.Array) -> Values:
+    flat: Values = lists.flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(len(lists), *spec.fixed_shape)
+
+
+def label_type(labels: Sequence[Any], ids: Sequence[str], known: pa.DataType | None) -> pa.DataType | None:
+    """The one type that holds every label: string, int64 or float64; ``None`` while there is no label at all.
+
+    `known` is the type of the labels already written, which cannot change any more.
+    """
+    found = known
+    for label, sample in zip(labels, ids, strict=True):
+        if label is None:
+            continue
+        kind = _kind_of(label, sample)
+        if found is None or (found == pa.int64() and kind == pa.float64() and known is None):
+            found = kind
+        elif found != kind and not (found == pa.float64() and kind == pa.int64()):
+            raise StoreError(
+                f"The label of sample {sample!r} is {label!r} ({kind}), but those before it are {found}. "
+                f"Give labels of one type"
+            )
+    return found
+
+
+def _kind_of(label: Any, sample: str) -> pa.DataType:
+    for kinds, arrow in (
+        ((str,), pa.string()),
+        ((int, np.integer, np.bool_), pa.int64()),
+        ((float, np.floating), pa.float64()),
+    ):
+        if isinstance(label, kinds):
+            return arrow
+    raise StoreError(
+        f"The label of sample {sample!r} is {label!r}. Allowed: a string, an integer, a float, or None"
+    )
+
+
+def optional_values(column: pa.ChunkedArray) -> Values | None:
+    """Labels, splits or groups as NumPy; ``None`` if no sample has one, objects if only some have."""
+    if column.null_count == len(column):
+        return None
+    values = column.to_pylist()
+    if column.null_count:
+        return np.array(values, dtype=object)
+    return np.array(values, dtype=str if pa.types.is_string(column.type) else column.type.to_pandas_dtype())

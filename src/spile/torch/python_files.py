@@ -1,0 +1,87 @@
+"""Models that a function in the user's own Python file returns."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spile.errors import ModelError
+from spile.preprocessing import Preprocessing, TextPreprocessing
+from spile.torch.hugging_face import tokenizer_of
+from spile.torch.loading import Built, Options, did_you_mean, first_line, library, resized
+from spile.torch.weights import assign_weights, read_weights
+
+
+def from_file(path: str, factory: str, options: Options) -> Built:
+    """What ``factory()`` in the Python file returns: an ``nn.Module``, or one and its preprocessing."""
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ModelError(f"There is no Python file {path}")
+    with _user_code(file):
+        module = _import_file(file)
+        make = getattr(module, factory, None)
+        made = make() if callable(make) else None
+    if not callable(make):
+        own = (
+            (key, getattr(value, "__module__", "")) for key, value in vars(module).items() if callable(value)
+        )
+        known = [key for key, origin in own if origin == module.__name__]
+        raise ModelError(f"{path} has no function {factory!r}. {did_you_mean(f'{path}:', factory, known)}")
+    model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module) or not isinstance(spec, Preprocessing | None):
+        raise ModelError(
+            f"{path}:{factory} returned {_kinds(made)}; it must return a torch.nn.Module, or a pair of one "
+            "and an ImagePreprocessing or TextPreprocessing"
+        )
+    if options.weights is not None:
+        assign_weights(model, read_weights(options.weights), origin=str(options.weights))
+    tokenize = None
+    if isinstance(spec, TextPreprocessing):
+        tokenize = tokenizer_of(library("transformers", extra="hf", purpose=f"the tokenizer of {path}"), spec)
+    spec = resized(spec, options, f"{path}:{factory}")
+    return Built(model=model.eval(), preprocessing=spec, tokenize=tokenize)
+
+
+def _import_file(file: Path) -> Any:
+    """Run the file as a module of its own, with its folder importable, as ``python file.py`` would."""
+    name = f"spile_file_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _user_code(file: Path) -> Iterator[None]:
+    """Name the line of `file` that an exception came through."""
+    sys.path.insert(0, str(file.parent))
+    try:
+        yield
+    except Exception as error:
+        passed = traceback.extract_tb(error.__traceback__)
+        numbers = [frame.lineno for frame in passed if frame.filename == str(file)]
+        if isinstance(error, SyntaxError) and error.filename == str(file):
+            numbers.append(error.lineno)
+        place = f"{file}, line {numbers[-1]}" if numbers else str(file)
+        raise ModelError(f"{place}: {type(error).__name__}: {first_line(error)}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+
+
+def _kinds(made: Any) -> str:
+    return ", ".join(type(item).__name__ for item in made) if isinstance(made, tuple) else type(made).__name__

@@ -1,4 +1,4 @@
-"""What one dry pass of a model shows: which layers ran, how often, and the tensors that went in and out. Pure data."""
+"""What one dry pass of a model shows: which layers ran, how often, with which tensors. Pure data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Item:
     """One tensor that went into or came out of a layer."""
 
     key: str | None
-    """Where it stood in a tuple or dict (``0``, ``hidden``, ``1.0``); ``None`` where the value is the tensor itself."""
+    """Where it stood in a tuple or dict (``0``, ``1.0``); ``None`` where the value is the tensor itself."""
     shape: tuple[int, ...]
     """With two samples in the batch."""
     dtype: str
@@ -23,7 +23,7 @@ class Item:
     layout: str | None = None
     """One letter an axis (see `spile.pool`); ``None`` where no axis runs over the samples."""
     prefix_tokens: int | None = None
-    """Class and register tokens before the patches; ``None`` where there are no tokens or it could not be told."""
+    """Class and register tokens before the patches; ``None`` where it could not be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Observation:
-    """One dry pass. `calls` stand in the order in which layers were left; the model itself has the path ``""``."""
+    """One dry pass. `calls` stand in the order in which layers were left; the model itself is ``""``."""
 
     layers: Mapping[str, Layer]
     calls: tuple[Call, ...]
     separator: str
     prefix_tokens: int | None
-    """Those of the blocks; ``None`` where they could not be told. A layer's own are in `Item.prefix_tokens`."""
+    """Those of the last block; a layer's own are in `Item.prefix_tokens`."""
     text: bool = False
     """The inputs are token ids."""
     value_dependent: bool = False

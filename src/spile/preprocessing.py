@@ -25,6 +25,8 @@ class ImagePreprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channels: Literal[1, 3] = 3
+    crop_rounding: Literal["even", "down"] = "even"
+    """Where an odd margin is cut: half to even (timm, torchvision), or down (Hugging Face)."""
 
     def at(self, size: int) -> ImagePreprocessing:
         """The same, for square inputs of `size` pixels and without losing a border: shorter side to `size`, crop."""

@@ -1,17 +1,17 @@
 """Blocks and stages of a network, found by structure: no table of model names.
 
-A *composite* is a layer that ran and holds layers with parameters, mere containers apart. The *blocks* are, by the
-first of these rules that finds any,
+A *composite* is a layer that ran and holds layers with parameters, mere containers apart. The *blocks* are,
+by the first of these rules that finds any,
 
-1. composites of one class and output size in one list (residual blocks, transformer layers), the outermost such class;
+1. composites of one class and size in one list (residual blocks, transformer layers), the outermost class;
 2. a composite that is fed its own output (ALBERT);
 3. four or more composites side by side that hold composites (inception modules);
-4. composites of one class at places that differ by a number (``layer1.0``, ``layer2.0``), whatever their sizes;
-5. activation layers, or weighted layers where activations are no layers of their own (VGG, AlexNet, an MLP);
+4. composites of one class at places that differ by a number (``layer1.0``, ``layer2.0``), of any size;
+5. activations, or weighted layers where activations are no layers of their own (VGG, AlexNet, an MLP);
 
-and by rules 1 to 4 also what is of the same class or stands at the same places as a block. A *stage* is a run of blocks
-of one output size, width by number of positions; where all blocks have the same size (ViT, BERT), the stages are the
-ends of their four quarters.
+and by rules 1 to 4 also what is of the class of a block or stands where blocks stand elsewhere. The size of a
+layer is the channels and the number of positions of its output. A *stage* is a run of blocks of one size;
+where all blocks have the same (ViT, BERT), the stages are the ends of their four quarters.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
+from typing import TypeVar
 
 from spile.address import Address, Places, Side, literal
 from spile.observation import Call, Item, Observation
 
 _ACTIVATIONS = frozenset(
-    "ReLU ReLU6 LeakyReLU PReLU ELU SELU CELU GELU SiLU Mish Hardswish Sigmoid Tanh Softplus Activation".split()
-)
-_WEIGHTED = frozenset(
-    "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d RNNBase".split()
-)
+    ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish",
+     "Sigmoid", "Tanh", "Softplus", "Activation")
+)  # fmt: skip
+_WEIGHTED = frozenset(("Linear", "_ConvNd", "RNNBase"))  # with all that derive from them
 _FEWEST_SIDE_BY_SIDE = 4
-_SAME_POSITIONS = 1.5
+_NEW_POSITIONS = 1.5
 
 _Size = tuple[int, int]
+_Key = TypeVar("_Key")
 
 
 def places(observation: Observation) -> Places:
@@ -53,7 +54,7 @@ def places(observation: Observation) -> Places:
 
 
 def blocks(observation: Observation) -> tuple[str, ...]:
-    """Paths of the repeated blocks, in forward order; empty for a network without anything that rules 1 to 5 name."""
+    """Paths of the repeated blocks, in forward order; empty where none of the rules finds any."""
     composites = _composites(observation)
     found = (
         _stacked(observation, composites)
@@ -78,7 +79,7 @@ def stages(observation: Observation, block_paths: Sequence[str]) -> tuple[str, .
 
 
 def last_features(observation: Observation) -> str:
-    """Address of what the model's final classifier reads; the last block, or layer, of a model without one."""
+    """Address of what the final classifier reads; of the last block, or layer, where the model has none."""
     results = observation.root.outputs
     for call in reversed(observation.calls):
         layer = observation.layers[call.path]
@@ -96,13 +97,11 @@ def last_features(observation: Observation) -> str:
 
 
 def _stacked(observation: Observation, composites: Sequence[str]) -> set[str]:
-    """Rule 1. A list whose size changes at most steps holds stages: there the blocks are one level further in."""
+    """Rule 1. A list whose size changes at most steps holds stages: there the blocks are further in."""
     lists = _lists(observation, composites)
     found: set[str] = set()
     for siblings in lists:
-        groups = _grouped(
-            (observation.layers[path].types[0], _size(observation, path), path) for path in siblings
-        )
+        groups = _grouped(((_class(observation, path), _size(observation, path)), path) for path in siblings)
         found.update(path for (_, size), paths in groups.items() if size and len(paths) > 1 for path in paths)
     holding = {above for path in found for above in _ancestors(observation, path)}
     for siblings in lists:
@@ -125,13 +124,13 @@ def _side_by_side(observation: Observation, composites: Sequence[str]) -> set[st
     """Rule 3; of several such rows the outermost."""
     holding = {above for path in composites for above in _ancestors(observation, path)}
     rows = _grouped((_parent(observation, path), path) for path in composites if path in holding)
-    long_rows = {home: row for (home,), row in rows.items() if len(row) >= _FEWEST_SIDE_BY_SIDE}
+    long_rows = {home: row for home, row in rows.items() if len(row) >= _FEWEST_SIDE_BY_SIDE}
     return set(long_rows[min(long_rows, key=len)]) if long_rows else set()
 
 
 def _numbered(observation: Observation, composites: Sequence[str]) -> set[str]:
     """Rule 4."""
-    groups = _grouped((_spot(path), observation.layers[path].types[0], path) for path in composites)
+    groups = _grouped(((_spot(path), _class(observation, path)), path) for path in composites)
     return _outermost_classes(
         observation, {path for paths in groups.values() if len(paths) > 1 for path in paths}
     )
@@ -171,7 +170,7 @@ def _lists(observation: Observation, composites: Sequence[str]) -> list[list[str
     groups: dict[str, list[str]] = {}
     for path in composites:
         home = _parent(observation, path)
-        if not observation.layers[home].container and not (home and _numbers_all(children[(home,)])):
+        if not observation.layers[home].container and not (home and _numbers_all(children[home])):
             continue
         while home and observation.layers[above := _parent(observation, home)].container:
             home = above
@@ -185,10 +184,10 @@ def _numbers_all(children: Sequence[str]) -> bool:
 
 
 def _outermost_classes(observation: Observation, paths: set[str]) -> set[str]:
-    """Drop the classes of which some layer lies inside another one: the convolutions of a block are no blocks."""
+    """Drop the classes of which some layer lies inside another: the convolutions of a block are no blocks."""
     inner = paths - _outermost(observation, paths)
-    dropped = {observation.layers[path].types[0] for path in inner}
-    return {path for path in paths if observation.layers[path].types[0] not in dropped}
+    dropped = {_class(observation, path) for path in inner}
+    return {path for path in paths if _class(observation, path) not in dropped}
 
 
 def _outermost(observation: Observation, paths: set[str]) -> set[str]:
@@ -200,9 +199,9 @@ def _with_kin(observation: Observation, composites: Sequence[str], found: set[st
 
     ``blocks.0.0`` of an EfficientNet is of a class of its own, but ``blocks.*.*`` are blocks everywhere else.
     """
-    classes = {observation.layers[path].types[0] for path in found}
+    classes = {_class(observation, path) for path in found}
     spots = {_spot(path) for path in found}
-    chosen = [p for p in composites if observation.layers[p].types[0] in classes or _spot(p) in spots]
+    chosen = [p for p in composites if _class(observation, p) in classes or _spot(p) in spots]
     outermost = _outermost(observation, set(chosen))
     return tuple(path for path in chosen if path in outermost)
 
@@ -212,7 +211,7 @@ def _alike(one: _Size | None, other: _Size | None) -> bool:
     if one is None or other is None:
         return one is other
     few, many = sorted((one[1], other[1]))
-    return one[0] == other[0] and many < _SAME_POSITIONS * few
+    return one[0] == other[0] and many < _NEW_POSITIONS * few
 
 
 def _quarters(block_paths: Sequence[str]) -> tuple[str, ...]:
@@ -222,7 +221,7 @@ def _quarters(block_paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _widest(observation: Observation, run: Sequence[str], block_paths: Sequence[str]) -> str:
-    """The outermost layer that ends a stage: it holds blocks of this stage alone and keeps the last one's positions."""
+    """The outermost layer that ends a stage: it holds no other's blocks and keeps the last one's positions."""
     last, others = run[-1], set(block_paths) - set(run)
     best = last
     for above in _ancestors(observation, last)[:-1]:
@@ -254,8 +253,8 @@ def _size(observation: Observation, path: str) -> _Size | None:
 
 def _becomes(item: Item, result: Item) -> bool:
     """Whether a layer's output is the model's output, as it is or flattened."""
-    flattened = len(item.shape) > len(result.shape) and prod(item.shape) == prod(result.shape)
-    return item.identity == result.identity or flattened
+    same = item.shape[: len(result.shape)] == result.shape
+    return item.identity == result.identity or (same and set(item.shape[len(result.shape) :]) == {1})
 
 
 def _address(observation: Observation, call: Call, side: Side) -> str:
@@ -270,16 +269,19 @@ def _identities(items: Iterable[Item]) -> set[int]:
     return {item.identity for item in items}
 
 
-def _grouped(rows: Iterable[tuple[object, ...]]) -> dict[tuple[object, ...], list[str]]:
-    """The last entries of the rows by all the entries before."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for *key, path in rows:
-        groups.setdefault(tuple(key), []).append(str(path))
+def _grouped(pairs: Iterable[tuple[_Key, str]]) -> dict[_Key, list[str]]:
+    groups: dict[_Key, list[str]] = {}
+    for key, path in pairs:
+        groups.setdefault(key, []).append(path)
     return groups
 
 
 def _in_order(observation: Observation, paths: Iterable[str]) -> list[str]:
     return sorted(paths, key=lambda path: observation.by_path[path][0].start)
+
+
+def _class(observation: Observation, path: str) -> str:
+    return observation.layers[path].types[0]
 
 
 def _parent(observation: Observation, path: str) -> str:

@@ -306,9 +306,6 @@ def test_hugging_face_preprocessing_is_that_of_the_processor(tmp_path: Path, cas
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="its processors round odd margins down, ImagePreprocessing half to even"
-)
 def test_hugging_face_crop_with_odd_margins_is_that_of_the_processor(tmp_path: Path) -> None:
     crop = {"do_resize": False, "crop_size": {"height": 64, "width": 50}}
     folder = processor_folder(tmp_path, {"image_processor_type": "CLIPImageProcessor", **crop})

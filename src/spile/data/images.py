@@ -84,7 +84,7 @@ def apply(image: Pixels, preprocessing: ImagePreprocessing) -> Pixels:
         if size != picture.size:
             picture = picture.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
     if preprocessing.crop is not None:
-        picture = picture.crop(_centre_box(picture.size, preprocessing.crop))
+        picture = picture.crop(_centre_box(picture.size, preprocessing.crop, preprocessing.crop_rounding))
     pixels = np.asarray(picture)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -99,15 +99,18 @@ def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int,
     return int(resize * width / height), resize
 
 
-def _centre_box(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int, int, int]:
+def _centre_box(
+    size: tuple[int, int], crop: tuple[int, int], rounding: str
+) -> tuple[int, int, int, int]:
     """The (left, top, right, bottom) of a centre crop; outside the image, Pillow fills with zeros."""
-    left, top = (_offset(have, want) for have, want in zip(size, reversed(crop), strict=True))
+    left, top = (_offset(have, want, rounding) for have, want in zip(size, reversed(crop), strict=True))
     return left, top, left + crop[1], top + crop[0]
 
 
-def _offset(have: int, want: int) -> int:
-    # Padding rounds down and cropping rounds half to even: torchvision's conventions.
-    return round((have - want) / 2) if have >= want else -((want - have) // 2)
+def _offset(have: int, want: int, rounding: str) -> int:
+    if have < want:
+        return -((want - have) // 2)
+    return round((have - want) / 2) if rounding == "even" else (have - want) // 2
 
 
 def _decode(image: Image.Image, max_pixels: int) -> Pixels:

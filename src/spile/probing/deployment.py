@@ -147,6 +147,7 @@ def save(
         **network,
         "preprocessing": preprocessing.to_json() if preprocessing else None,
         "classes": classes,
+        "alpha": head.alpha if isinstance(head, RidgeFit) else None,
         **about,
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
@@ -202,14 +203,8 @@ def _pool(name: str) -> str | None:
 def _save_ridge(fit: RidgeFit, path: Path) -> None:
     from safetensors.numpy import save_file
 
-    arrays = {
-        "mean": fit.mean,
-        "scale": fit.scale,
-        "coef": fit.coef,
-        "intercept": fit.intercept,
-        "alpha": np.float64(fit.alpha),
-    }
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+    arrays = {"mean": fit.mean, "scale": fit.scale, "coef": fit.coef, "intercept": fit.intercept}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
 def _load_ridge(path: Path, description: dict[str, Any]) -> RidgeFit:
@@ -217,7 +212,14 @@ def _load_ridge(path: Path, description: dict[str, Any]) -> RidgeFit:
 
     arrays = load_file(path)
     classes = None if description["classes"] is None else np.asarray(description["classes"])
-    return RidgeFit(**{**arrays, "alpha": float(arrays["alpha"])}, classes=classes)
+    return RidgeFit(
+        mean=arrays["mean"],
+        scale=arrays["scale"],
+        coef=arrays["coef"],
+        intercept=arrays["intercept"],
+        alpha=description["alpha"],
+        classes=classes,
+    )
 
 
 def _save_estimator(head: Any, path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from spile.errors import ProbeError
 from spile.store import Store
@@ -80,6 +79,8 @@ def _draw(store: Store, rows: Rows, shots: int, seed: int) -> Rows:
 
 
 def _set_aside(store: Store, rows: Rows, seed: int) -> Split:
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     labels = np.asarray(store.labels)[rows]
     groups = (
         None

@@ -23,7 +23,7 @@ from spile.observation import Observation
 from spile.preprocessing import ImagePreprocessing
 from spile.probing import deployment
 from spile.probing.record import write_record
-from spile.probing.result import ProbeResult
+from spile.probing.result import ProbeResult, ProbeRow
 from spile.probing.rows import Split, split_rows
 from spile.probing.scoring import score_predictions
 from spile.probing.search import Rule, probe

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 8192
 """Rows read at a time, unless asked otherwise."""
 
+_BLOCK_BYTES = 16 << 20
+_READ_AHEAD = {"batch_readahead": 1, "io_buffer_size": 32 << 20}
+"""Lance's own defaults read ahead by gigabytes."""
+
 
 def open_store(path: str | os.PathLike[str], *, storage_options: StorageOptions | None = None) -> Store:
     """Open the store at `path`, as far as it is committed. Raises `StoreError` if there is none."""
@@ -330,9 +334,10 @@ class Column:
     def _chunks(self) -> Iterator[pa.Array]:
         if isinstance(self.dataset, pa.Table):
             return iter(self.dataset[self.arrow_name].chunks)
-        return (batch[self.arrow_name] for batch in self._scan(BLOCK_ROWS))
+        rows = max(1, min(BLOCK_ROWS, _BLOCK_BYTES // (self.dtype.itemsize * self.spec.width)))
+        return (batch[self.arrow_name] for batch in self._scan(rows))
 
     def _scan(self, rows: int, **options: Any) -> Iterator[pa.RecordBatch]:
         return iter(
-            self.dataset.to_batches(columns=[self.arrow_name], batch_size=rows, batch_readahead=2, **options)
+            self.dataset.to_batches(columns=[self.arrow_name], batch_size=rows, **_READ_AHEAD, **options)
         )

@@ -37,7 +37,7 @@ class Neighbors:
 def find_neighbors(
     column: Column, query: Any, k: int, metric: Metric, positions: Values
 ) -> tuple[Values, Values]:
-    """Rows and distances, both (q, k), nearest first; equal distances in row order."""
+    """Rows and distances, both (q, k), nearest first."""
     queries = _queries(column, query)
     _require_metric(metric)
     if k < 1:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
@@ -74,9 +75,8 @@ class Capture:
         missing = [point.name for point in self.points if point.name not in done.values]
         if missing:
             more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-            raise CaptureError(
-                f"did not run in this batch, though it did in the dry pass: {', '.join(missing[:_LISTED])}{more}"
-            )
+            names = ", ".join(missing[:_LISTED]) + more
+            raise CaptureError(f"did not run in this batch, though it did in the dry pass: {names}")
         return Activations({point.name: done.values[point.name] for point in self.points})
 
     def _take(self, points: tuple[Point, ...], value: Any, current: _Pass) -> None:
@@ -87,7 +87,7 @@ class Capture:
             if point.only_call and call:
                 again = f"{point.path}{'@in' if point.side == 'in' else ''}#0"
                 raise CaptureError(
-                    f"{point.name} ran again in this batch, and once in the dry pass: say which call, {again!r}"
+                    f"{point.name} ran again in this batch, but once in the dry pass: say which call, {again!r}"
                 )
             if point.call == call:
                 current.values[point.name] = self._kept(point, value, current)
@@ -101,11 +101,13 @@ class Capture:
             raise CaptureError(f"{point.name} held no tensor in this batch, though it did in the dry pass")
         if point.layout is not None and tensor.ndim != len(point.layout):
             raise CaptureError(
-                f"{point.name} has the shape {list(tensor.shape)} in this batch, but {len(point.layout)} axes in the dry pass"
+                f"{point.name} has the shape {list(tensor.shape)} in this batch, "
+                f"but had {len(point.layout)} axes in the dry pass"
             )
         if current.grad and not torch.is_grad_enabled() and _in_reentrant_checkpoint():
             raise CaptureError(
-                f"{point.name} runs inside checkpoint(use_reentrant=True), which cuts its gradients: use use_reentrant=False"
+                f"{point.name} runs inside checkpoint(use_reentrant=True), which cuts its gradients: "
+                "use use_reentrant=False"
             )
         with _saving_for_itself():
             return pooled(
@@ -143,6 +145,7 @@ class Observer:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any
     ) -> None:
+        """What PyTorch calls before or after the layer."""
         self.capture.see(self.points, output[0] if output else given(args, kwargs))
 
     def go_outside(self) -> None:
@@ -165,16 +168,16 @@ def _thread() -> int:
 
 
 def _saving_for_itself() -> AbstractContextManager[Any]:
-    """Keep what the pool saves for its gradient out of an activation checkpoint, which would wait for it to come again."""
+    """Keep what a pool saves for its gradient out of an activation checkpoint: it is not saved again later."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
     return saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
 def _in_reentrant_checkpoint() -> bool:
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_qualname == "CheckpointFunction.forward":
             return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False

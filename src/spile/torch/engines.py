@@ -16,7 +16,7 @@ from spile.torch.trees import device_of, transform
 
 
 class EagerEngine:
-    """The reference engine. Calling it with one batch gives a float32 (or integer) NumPy array for every point."""
+    """The reference engine: one batch in, a float32 (or integer) NumPy array for every point out."""
 
     name = "eager"
 
@@ -49,7 +49,8 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
         if preprocessing is None:
             raise ModelError(
                 "uint8 images need the model's preprocessing, which a bare model object does not tell: pass "
-                "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or ready float arrays"
+                "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or ready "
+                "float arrays"
             )
         pixels = (
             torch.from_numpy(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)

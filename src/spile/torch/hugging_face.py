@@ -99,6 +99,7 @@ def _processor_preprocessing(processor: Any) -> ImagePreprocessing:
         scale=processor.rescale_factor if processor.do_rescale else 1.0,
         mean=tuple(processor.image_mean) if normalises else (0.0, 0.0, 0.0),
         std=tuple(processor.image_std) if normalises else (1.0, 1.0, 1.0),
+        crop_rounding="down",
     )
 
 

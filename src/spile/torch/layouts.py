@@ -1,8 +1,8 @@
 """Which axis of an activation is what.
 
-Measured where the model allows it: the dry pass is repeated with one sample more and with larger inputs, and what
-grows with the samples is the batch axis, what grows with the image or text is space or tokens. For models of one fixed
-input size the last layer that fixes the number of channels tells where they are.
+Measured where the model allows it: the dry pass is repeated with one sample more and with larger inputs, and
+what grows with the samples is the batch axis, what grows with the image or text is space or tokens. For models of
+one fixed input size the last layer that fixes the number of channels tells where they are.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def layout(
 ) -> str:
     """Name every axis; see `spile.pool` for the letters.
 
-    `larger` is the shape for a larger input, if the model takes one. `channels` is the last layer before it that fixes
-    the channels, `image` the height and width of the model's input.
+    `larger` is the shape for a larger input, if the model takes one. `channels` is the last layer before it that
+    fixes the channels, `image` the height and width of the model's input.
     """
     if len(shape) <= 2:
         return _named(len(shape), batch, "C")
@@ -63,7 +63,7 @@ def channels_of(module: nn.Module, call: Call) -> Channels | None:
     shape, first = call.outputs[0].shape, isinstance(module, _FIRST)
     count = _count(module)
     if not first and len(shape) == 4 and shape[1] == count != shape[3]:
-        first = True  # a LayerNorm that moves the channels there and back, as timm's and torchvision's LayerNorm2d
+        first = True  # LayerNorm2d of timm and torchvision moves the channels there and back
     return Channels(first, count, len(shape))
 
 
@@ -78,8 +78,8 @@ def prefix_tokens(
 ) -> int | None:
     """How many of the `tokens` stand before the patches; ``None`` where it cannot be told.
 
-    Patches grow with the area of the image and prefix tokens do not. For a fixed size, a layer that holds as many
-    tokens as the patch `grid` has no prefix, and any other has as many as the model `said`.
+    Patches grow with the area of the image and prefix tokens do not. For a fixed size, a layer that holds as
+    many tokens as the patch `grid` has no prefix, and any other has as many as the model `said`.
     """
     if larger is not None and image is not None and larger_image is not None:
         area, larger_area = image[0] * image[1], larger_image[0] * larger_image[1]
@@ -99,7 +99,7 @@ def patch_grid(observation: Observation, first_block: Call) -> int | None:
 
 
 def model_prefix(model: nn.Module, tokens: int | None, grid: int | None) -> int | None:
-    """Prefix tokens of a model of one fixed size: as it says, or what its last block has beyond the patch grid."""
+    """Prefix tokens of a model's blocks: as it says, or what the last block has beyond the patch grid."""
     said: Any = getattr(model, "num_prefix_tokens", None)
     if isinstance(said, int):
         return said

@@ -1,4 +1,4 @@
-"""The dry pass: which layers run, how often, with which tensors, at what cost. On fake tensors where the model allows it."""
+"""The dry pass: which layers run, how often, with which tensors, at what cost. On fake tensors where possible."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _Key = tuple[str, int, Side, str | None]
 def observe(model: nn.Module, example: Any) -> Observation:
     """Run one dry pass. `example` is a batch (tensor, positional tuple, keyword dict) or the shape of one.
 
-    Nothing of the model changes: the pass runs on a structural copy that shares the parameters. Raises `ModelError`
-    where the model does not take the example.
+    Nothing of the model changes: the pass runs on a structural copy that shares the parameters. Raises
+    `ModelError` where the model does not take the example.
     """
     base = unwrap(model)
     lazy = next((name for name, parameter in base.named_parameters() if is_lazy(parameter)), None)
@@ -275,7 +275,8 @@ def _enlarged(inputs: Inputs) -> Iterator[Inputs]:
 
 
 def _each(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    return Inputs(*transform(tuple(inputs), function))
+    transformed: Inputs = transform(inputs, function)
+    return transformed
 
 
 def _with_layouts(

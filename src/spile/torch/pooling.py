@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -66,9 +68,9 @@ def _pool_map(x: Tensor, pool: Pool) -> Tensor:
     if pool.kind == "gem":
         p = pool.size or 3.0
         return x.clamp(min=_GEM_FLOOR).pow(p).mean(space).pow(1 / p)
-    cells = [int(pool.size or 1)] * len(space)
+    cells: Any = (int(pool.size or 1),) * len(space)
     pooling = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
-    return pooling[len(space) - 1](x, cells).flatten(1)  # type: ignore[operator]
+    return pooling[len(space) - 1](x, cells).flatten(1)
 
 
 def _pool_tokens(x: Tensor, kind: str, prefix_tokens: int, mask: Tensor | None) -> Tensor:

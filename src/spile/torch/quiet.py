@@ -21,9 +21,9 @@ _without_fast_path: list[bool] = []
 def quiet_pass(model: nn.Module, *, evaluate: bool) -> Iterator[None]:
     """Run a pass that leaves no trace, also after an exception and beside other passes in other threads.
 
-    `evaluate` runs every module in eval mode, so that batch norm neither mixes samples nor moves its statistics, and
-    puts training flags and random states back. The fused transformer fast path is off: it skips the very layers that
-    are to be observed.
+    `evaluate` runs every module in eval mode, so that batch norm neither mixes samples nor moves its statistics,
+    and puts training flags and random states back. The fused transformer fast path is off: it skips the very
+    layers that are to be observed.
     """
     with ExitStack() as stack:
         if evaluate:
@@ -108,8 +108,8 @@ def watching_calls(
 ) -> Iterator[None]:
     """Route every module call of this thread through ``watcher(module, run, args, kwargs)``.
 
-    It stands outside a module's own hooks, so it sees what the caller gives and gets. Independent of hooks on purpose:
-    it is what taps are verified against. One thread at a time.
+    It stands outside a module's own hooks, so it sees what the caller gives and gets. Independent of hooks on
+    purpose: it is what taps are verified against. One thread at a time.
     """
     with _lock:
         original = nn.Module.__call__

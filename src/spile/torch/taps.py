@@ -1,4 +1,4 @@
-"""The tap on PyTorch: hooks that pool and copy at the moment a tensor is made, and a pass that stops when it has all."""
+"""The tap on PyTorch: a pass that stops when it has every point. `spile.torch.capturing` catches the tensors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spile import pool as pools
+from spile import structure
 from spile.backend import Activations, Mode, Verification
 from spile.errors import CaptureError, ModelError
 from spile.observation import Observation
@@ -20,10 +21,10 @@ from spile.torch.verifying import compare, reference
 
 
 class Tap(nn.Module):
-    """Points and pools on a model. Calling it runs the model up to the deepest point and returns `Activations`.
+    """Points and pools on a model. Calling it runs the model up to the deepest point; returns `Activations`.
 
-    The model is a submodule, shared and not copied: ``tap.to(device)`` moves it, its own hooks stay. What a call changes
-    (training flags, random state) it puts back; `close` takes spile's hooks off again.
+    The model is a submodule, shared and not copied: ``tap.to(device)`` moves it, its own hooks stay. What a call
+    changes (training flags, random state) it puts back; `close` takes spile's hooks off again.
     """
 
     def __init__(
@@ -40,15 +41,20 @@ class Tap(nn.Module):
             raise ModelError(f"unknown mode {mode!r}: write 'eval' (the default) or 'as_is'")
         if is_compiled(model):
             raise ModelError(
-                "the model is already compiled, and hooks set after that may never run: tap the model first and compile "
-                "the tap, torch.compile(spile.tap(model, ...))"
+                "the model is already compiled, and hooks set after that may never run: tap the model first and "
+                "compile the tap, torch.compile(spile.tap(model, ...))"
             )
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ModelError(
-                "DataParallel runs copies of the model in threads: tap model.module, or use DistributedDataParallel"
+                "DataParallel runs copies of the model in threads: tap model.module, or use "
+                "DistributedDataParallel"
             )
         self.model = model
         self.mode = mode
+        self.origin: Any = None
+        """The `spile.models.LoadedModel` that the model came from, where it came from a reference."""
+        self.last_features = ""
+        """Address of what the model's final classifier reads; empty until the points are resolved."""
         self._wanted = (addresses, pool)
         self._points: tuple[Point, ...] = ()
         self._left_out: tuple[LeftOut, ...] = ()
@@ -61,7 +67,7 @@ class Tap(nn.Module):
 
     @property
     def points(self) -> tuple[Point, ...]:
-        """The resolved points. Raises `CaptureError` before the first batch of a tap made without an example."""
+        """The resolved points. Raises `CaptureError` before the first batch of a tap without an example."""
         if not self._points:
             raise CaptureError(
                 "the points are learnt from the first batch: call the tap once, or make it with example=..."
@@ -85,7 +91,7 @@ class Tap(nn.Module):
         return self._run(args, kwargs, stop=False)
 
     def verify(self, *args: Any, rtol: float = 0.0, atol: float = 0.0, **kwargs: Any) -> Verification:
-        """Compare every point with a reference that clones every value the moment it is made, without any hook.
+        """Compare every point with a reference that clones every value when it is made, without any hook.
 
         Raises `CaptureError` naming the points that differ by more than ``atol + rtol * |reference|``.
         """
@@ -122,6 +128,7 @@ class Tap(nn.Module):
 
     def _resolve(self, example: Inputs) -> None:
         observation = observe(self.model, example)
+        self.last_features = structure.last_features(observation)
         addresses, pool = self._wanted
         self._points, self._left_out = resolve(addresses, pool, observation)
         prefixes = {point.name: _prefix_tokens(point, observation) for point in self._points}
@@ -162,7 +169,7 @@ class Tap(nn.Module):
         return output, self._capture.check(done)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Activations]:
-        """The pass as `torch.compile` and `torch.export` see it: no early stop, the compiler drops what is not used."""
+        """The pass as `torch.compile` and `torch.export` see it: no stop, the compiler drops what is not used."""
         if not self._points:
             raise CaptureError("call the tap once, or make it with example=..., before it is compiled")
         if self.mode == "eval" and any(module.training for module in self.model.modules()):
@@ -180,7 +187,7 @@ def _mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
 
 
 def _prefix_tokens(point: Point, observation: Observation) -> int:
-    """Class and register tokens at this point. Raises `PoolError` where its pool needs a class token and it has none.
+    """Class and register tokens at this point. Raises `PoolError` where its pool needs a class token it has not.
 
     A layer before the class token is put in front, or one that works on patches alone, has fewer than the blocks.
     """

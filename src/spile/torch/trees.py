@@ -44,7 +44,7 @@ def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Apply `function` to every tensor in nested tuples, lists and mappings; arrays become tensors first."""
     if isinstance(value, Tensor):
         return function(value)
-    if hasattr(value, "__array__") and getattr(value, "ndim", 0):
+    if hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0:
         return function(_from_array(np.asarray(value)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(transform(v, function) for v in value))
@@ -66,11 +66,12 @@ def called_with(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if len(args) == 1 and not kwargs and isinstance(args[0], Mapping) and _takes(model, args[0]):
         args, kwargs = (), dict(args[0])
     device = device_of(model)
-    return Inputs(*transform((args, kwargs), lambda t: t if t.device == device else t.to(device)))
+    placed: Inputs = transform(Inputs(args, kwargs), lambda t: t if t.device == device else t.to(device))
+    return placed
 
 
 def inputs_of(model: nn.Module, example: Any) -> Inputs:
-    """The arguments that an example stands for: a batch, a tuple of arguments, a mapping of keywords, or a shape.
+    """The arguments an example stands for: a batch, a tuple of arguments, a mapping of keywords, or a shape.
 
     Raises `ModelError` where there is none.
     """
@@ -78,8 +79,8 @@ def inputs_of(model: nn.Module, example: Any) -> Inputs:
         return example
     if example is None:
         raise ModelError(
-            "the layers of a model are learnt from one dry pass, which needs an example: pass a batch or its shape, "
-            "e.g. example=(1, 3, 224, 224)"
+            "the layers of a model are learnt from one dry pass, which needs an example: pass a batch or its "
+            "shape, e.g. example=(1, 3, 224, 224)"
         )
     if isinstance(example, tuple) and example and all(type(n) is int for n in example):
         floating = (p.dtype for p in model.parameters() if p.is_floating_point())

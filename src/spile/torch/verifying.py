@@ -1,4 +1,4 @@
-"""The reference that taps are verified against: every value is cloned the moment it is made, and no hook is used."""
+"""The reference that taps are verified against: clones every value when it is made, and uses no hook."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def compare(
 ) -> Verification:
     """Raise `CaptureError` naming the points that differ by more than ``atol + rtol * |expected|``."""
     wrong, largest = [], 0.0
-    for name, value in found.items():
-        reference = expected.get(name)
+    for name, captured in found.items():
+        value, reference = captured.detach(), expected.get(name)
         if reference is None:
             wrong.append(f"{name}: the reference did not reach it")
         elif (value.shape, value.dtype) != (reference.shape, reference.dtype):

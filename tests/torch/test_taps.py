@@ -1,0 +1,541 @@
+"""What a tap gives: the right tensor for every address, on every batch, or an error."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
+
+from spile.errors import AddressError, CaptureError, ModelError, PoolError
+from spile.torch import capturing
+from spile.torch.taps import Tap
+
+
+class ConvInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm(self.conv(x)))
+
+
+class ResidualInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x += self.second(x)
+        return x
+
+
+class Twice(nn.Module):
+    """One ReLU that runs two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 6)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.b(self.relu(self.a(x))))
+
+
+class Loop(nn.Module):
+    """Runs ``cell`` as often as the first number of the batch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int(x[0, 0].item())):
+            x = self.cell(x)
+        return self.head(x)
+
+
+class Chain(nn.Sequential):
+    """Counts how often each of its layers really ran."""
+
+    def __init__(self, count: int = 5) -> None:
+        super().__init__(*(nn.Linear(4, 4) for _ in range(count)))
+        self.ran = [0] * count
+        for index, layer in enumerate(self):
+            layer.register_forward_pre_hook(lambda *_, index=index: self.count(index))
+
+    def count(self, index: int) -> None:
+        self.ran[index] += 1
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(2, 3, 32, 32)
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def test_in_place_activation_does_not_reach_what_was_tapped(image: Tensor) -> None:
+    model = ConvInPlace().eval()
+    acts = Tap(model, ["conv", "norm", "relu"], pool=None, example=image)(image)
+    conv = functional.conv2d(image, model.conv.weight, model.conv.bias)
+    assert torch.equal(acts["conv"], conv)
+    assert torch.equal(acts["norm"], model.norm(conv))
+    assert (acts["norm"] < 0).any()
+    assert torch.equal(acts["relu"], model.norm(conv).relu())
+
+
+def test_residual_in_place_does_not_reach_what_was_tapped() -> None:
+    model, x = ResidualInPlace(), torch.randn(2, 4)
+    acts = Tap(model, ["first", "second@in", ""], pool=None, example=x)(x)
+    first = model.first(x)
+    assert torch.equal(acts["first"], first)
+    assert torch.equal(acts["second@in"], first)
+    assert torch.equal(acts[""], first + model.second(first))
+
+
+@pytest.mark.parametrize("pool", ["cls", "last", "flatten", None, lambda x: x[:, 0]])
+def test_what_is_kept_is_no_view_of_what_the_model_goes_on_with(pool: Any) -> None:
+    class Overwriting(nn.Module):
+        num_prefix_tokens = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encode(x).zero_()
+
+    model, x = Overwriting(), torch.randn(2, 5, 4)
+    tap = Tap(model, "encode", pool=pool, example=x)
+    _, acts = tap.with_output(x)
+    assert acts["encode"].abs().min() > 0
+    assert tap.verify(x).largest_difference == 0
+
+
+def test_a_pool_function_cannot_change_the_model() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4)
+    expected = model(x)
+    output, _ = Tap(model, "0", pool=lambda value: value.zero_(), example=x).with_output(x)
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+def test_every_layer_at_once_equals_the_reference(name: str, image: Tensor) -> None:
+    model = getattr(torchvision.models, name)(weights=None)
+    tap = Tap(model, "all", pool=None, example=image)
+    found = tap.verify(image)
+    assert found.points == len(tap.points) > 50
+    assert found.largest_difference == 0
+
+
+def test_parent_and_child_on_convnext(image: Tensor) -> None:
+    model = timm.create_model("convnext_atto", depths=(1, 2, 1, 1), dims=(8, 16, 24, 32)).eval()
+    places = ["stages.1", "stages.1.blocks.0", "stages.1.blocks.1", "stages.1.blocks.1.norm", "stages.1.blocks.1.mlp"]
+    tap = Tap(model, places, pool=None, example=image)
+    acts = tap(image)
+    assert tap.verify(image).largest_difference == 0
+    assert torch.equal(acts["stages.1"], acts["stages.1.blocks.1"])
+    block = model.stages[1].blocks[1]
+    assert torch.equal(block(acts["stages.1.blocks.0"]), acts["stages.1"])
+    assert torch.equal(block.mlp(acts["stages.1.blocks.1.norm"]), acts["stages.1.blocks.1.mlp"])
+
+
+def test_layers_whose_names_end_in_numbers_are_told_apart(image: Tensor) -> None:
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3).eval()
+    norms = ["ln_1", "ln_2"]
+    layers = model.encoder.layers
+    for i, name in enumerate(norms):
+        for j, layer in enumerate(layers):
+            nn.init.constant_(getattr(layer, name).weight, 1 + i + 2 * j)
+    places = [f"encoder.layers.encoder_layer_{j}.{name}{side}" for j in (0, 1) for name in norms for side in ("", "@in")]
+    acts = Tap(model, places, pool=None, example=image)(image)
+    for i, name in enumerate(norms):
+        for j in (0, 1):
+            place = f"encoder.layers.encoder_layer_{j}.{name}"
+            normalized = functional.layer_norm(acts[f"{place}@in"], (16,), eps=1e-6) * (1 + i + 2 * j)
+            assert torch.allclose(acts[place], normalized, atol=1e-5), place
+
+
+def test_verify_sees_a_lying_hook(image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    tap = Tap(ConvInPlace(), ["conv", "norm"], pool=None, example=image)
+    monkeypatch.setattr(capturing, "pooled", lambda tensor, *_, **__: tensor)
+    with pytest.raises(CaptureError, match=r"1 of 2 points differ from the reference: norm: off by \d"):
+        tap.verify(image)
+
+
+def test_verify_sees_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 4)
+    tap = Tap(Twice(), ["relu#0"], pool=None, example=x)
+    monkeypatch.setattr(tap._observers[0], "points", ())
+    with pytest.raises(CaptureError, match="relu#0"):
+        tap.verify(x)
+
+
+# --- control flow and repeated layers -------------------------------------------------------------------------------
+
+
+def test_control_flow_on_values() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.up(x) if x.sum().item() > 0 else self.down(x)
+
+    model = Branching()
+    nn.init.eye_(model.stem.weight)
+    nn.init.zeros_(model.stem.bias)
+    positive = torch.rand(2, 4)
+    tap = Tap(model, ["stem", "up"], pool=None, example=positive)
+    assert torch.equal(tap(positive)["up"], model.up(model.stem(positive)))
+    with pytest.raises(CaptureError, match="did not run in this batch.*up"):
+        tap(-positive)
+    assert torch.equal(tap(2 * positive)["up"], model.up(model.stem(2 * positive)))  # nothing stale
+    with pytest.raises(AddressError, match="'down' never runs"):
+        Tap(model, "down", example=positive)
+
+
+def test_a_layer_that_runs_more_often_in_a_later_batch() -> None:
+    model = Loop()
+    once, twice = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    tap = Tap(model, "cell", example=once)
+    assert torch.equal(tap(once)["cell"], model.cell(once))
+    with pytest.raises(CaptureError, match="cell ran again in this batch.*'cell#0'"):
+        tap(twice)
+    with pytest.raises(CaptureError, match="cell ran again"):
+        tap.with_output(twice)
+    assert torch.equal(tap(once)["cell"], model.cell(once))
+    assert torch.equal(Tap(model, "cell#0", example=once)(twice)["cell#0"], model.cell(twice))
+
+
+def test_a_layer_that_runs_less_often_in_a_later_batch() -> None:
+    model, twice = Loop(), torch.full((2, 3), 2.0)
+    tap = Tap(model, ["cell#0", "cell#1"], example=twice)
+    assert torch.equal(tap(twice)["cell#1"], model.cell(model.cell(twice)))
+    with pytest.raises(CaptureError, match="did not run in this batch, .*: cell#1$"):
+        tap(torch.ones(2, 3))
+
+
+def test_a_model_that_swallows_errors_does_not_swallow_ours() -> None:
+    class Swallowing(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return super().forward(x)
+            except Exception:
+                return x
+
+    tap = Tap(Swallowing(), "cell", example=torch.ones(2, 3))
+    with pytest.raises(CaptureError, match="ran again"):
+        tap(torch.full((2, 3), 2.0))
+
+
+def test_one_relu_used_twice() -> None:
+    model, x = Twice(), torch.randn(2, 4)
+    with pytest.raises(AddressError, match="runs 2 times.*relu#0, relu#1"):
+        Tap(model, "relu", example=x)
+    acts = Tap(model, "type:ReLU", example=x)(x)
+    first = model.a(x).relu()
+    assert list(acts) == ["relu#0", "relu#1"]
+    assert torch.equal(acts["relu#0"], first)
+    assert torch.equal(acts["relu#1"], model.b(first).relu())
+
+
+def test_weight_shared_encoder() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.encoder(left) - self.encoder(right)
+
+    model, left, right = Siamese(), torch.randn(2, 4), torch.randn(2, 4)
+    tap = Tap(model, ["encoder#0", "encoder.0#1", "encoder.1#1"], example=(left, right))
+    acts = tap(left, right)
+    assert torch.equal(acts["encoder#0"], model.encoder(left))
+    assert torch.equal(acts["encoder.0#1"], model.encoder[0](right))
+    assert torch.equal(acts["encoder.1#1"], model.encoder(right))
+
+
+def test_both_names_of_a_tied_layer() -> None:
+    model = nn.Module()
+    model.first = nn.Linear(4, 4)
+    model.second = model.first
+    model.forward = lambda x: model.second(x)  # type: ignore[method-assign]
+    x = torch.randn(2, 4)
+    acts = Tap(model, ["second", "first"], example=x)(x)
+    assert torch.equal(acts["second"], model.first(x))
+    assert torch.equal(acts["first"], model.first(x))
+
+
+def test_layers_that_are_not_called_as_layers_never_run() -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear.forward(self.attention(x, x, x)[0])
+
+    x = torch.randn(2, 3, 8)
+    for place in ("attention.out_proj", "linear"):
+        with pytest.raises(AddressError, match=f"{place!r} never runs as a layer"):
+            Tap(Direct(), place, example=x)
+    assert [p.name for p in Tap(Direct(), "all", pool=None, example=x).points] == ["attention:0", "attention:1"]
+
+
+# --- nested outputs and inputs --------------------------------------------------------------------------------------
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass
+class Result:
+    logits: Tensor
+    extra: dict[str, Tensor]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "items"),
+    [
+        (lambda a, b: (a, (b, None)), ("0", "1.0")),
+        (lambda a, b: [a, {"deep": [b]}], ("0", "1.deep.0")),
+        (lambda a, b: {"a": a, "b": b, "n": 3}, ("a", "b")),
+        (lambda a, b: Pair(a, b), ("0", "1")),
+        (lambda a, b: Result(a, {"b": b}), ("logits", "extra.b")),
+        (lambda a, b: BaseModelOutput(last_hidden_state=a, hidden_states=(b,)), ("last_hidden_state", "hidden_states.0")),
+    ],
+    ids=["tuple", "list", "dict", "namedtuple", "dataclass", "ModelOutput"],
+)
+def test_nested_outputs(wrap: Any, items: tuple[str, str]) -> None:
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return wrap(x + 1, x * 2)
+
+    model, x = nn.Sequential(nn.Linear(4, 4), Inner(), nn.Identity()), torch.randn(2, 4)
+    acts = Tap(model, "type:Inner", pool=None, example=x)(x)
+    assert list(acts) == [f"1:{item}" for item in items]
+    assert torch.equal(acts[f"1:{items[0]}"], model[0](x) + 1)
+    assert torch.equal(acts[f"1:{items[1]}"], model[0](x) * 2)
+    one = Tap(model, f"1:{items[1]}", pool=None, example=x)(x)
+    assert torch.equal(one[f"1:{items[1]}"], model[0](x) * 2)
+    with pytest.raises(AddressError, match=f"is not one tensor; say which item: 1:{items[0]}, 1:{items[1]}"):
+        Tap(model, "1", pool=None, example=x)
+
+
+def test_lstm() -> None:
+    model, x = nn.Sequential(nn.LSTM(4, 5, num_layers=2, batch_first=True)), torch.randn(3, 6, 4)
+    acts = Tap(model, ["0:0", "0:1.0", "0:1.1"], pool={"0:0": "last", "0:1.0": None, "0:1.1": "flatten"}, example=x)(x)
+    output, (hidden, cell) = model[0](x)
+    assert torch.equal(acts["0:0"], output[:, -1])
+    assert torch.equal(acts["0:1.0"], hidden.transpose(0, 1))
+    assert acts["0:1.1"].shape == (3, 10)
+    assert set(acts["0:1.1"][1].tolist()) == set(cell[:, 1].flatten().tolist())
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Bilinear(4, 4, 3)
+
+    def forward(self, x: Tensor, scale: Tensor, *, double: bool = False, attention_mask: Tensor | None = None) -> Tensor:
+        return self.inner(x, input2=scale) * (2 if double else 1)
+
+
+def test_keyword_inputs() -> None:
+    model, x, scale = Keywords(), torch.randn(2, 4), torch.randn(2, 4)
+    given = {"x": x, "scale": scale}
+    tap = Tap(model, {"in": "inner@in:input2", "out": "inner", "all": ""}, pool=None, example=given)
+    for acts in (tap(given), tap(**given), tap(x, scale), tap(x, scale=scale, double=True)):
+        assert torch.equal(acts["in"], scale)
+        assert torch.equal(acts["out"], model.inner(x, scale))
+    assert torch.equal(tap(x, scale=scale, double=True)["all"], 2 * model(x, scale))
+    first_batch = Tap(model, "inner", pool=None)
+    assert torch.equal(first_batch(x, scale=scale, double=True)["inner"], model.inner(x, scale))
+
+
+def test_a_model_that_takes_one_dict() -> None:
+    class Takes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.inner(batch["pixels"])
+
+    model, batch = Takes(), {"pixels": torch.randn(2, 4)}
+    assert torch.equal(Tap(model, "inner", example=(batch,))(batch)["inner"], model(batch))
+    assert torch.equal(Tap(model, "inner")(batch)["inner"], model(batch))
+
+
+def test_examples_and_inputs_of_every_kind() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3)).double(), np.random.default_rng(0).normal(size=(2, 4))
+    with pytest.raises(RuntimeError, match="dtype"):
+        Tap(model, "0", example=(1, 4))(x)
+    model = model.float()
+    expected = model(torch.tensor(x, dtype=torch.float32))
+    read_only = np.broadcast_to(x[:, :1], (2, 4))
+    for example in ((1, 4), torch.Size([1, 4]), x, torch.zeros(1, 4), (torch.zeros(3, 4),), {"input": x}, None):
+        acts = Tap(model, "0", example=example)(x)
+        assert torch.equal(acts["0"], expected)
+    assert Tap(model, "0", example=(1, 4))(read_only)["0"].shape == (2, 3)
+
+
+def test_the_first_batch_serves_as_example() -> None:
+    model, x = Twice(), torch.randn(2, 4)
+    tap = Tap(model, "type:ReLU")
+    with pytest.raises(CaptureError, match="learnt from the first batch"):
+        _ = tap.points
+    with torch.inference_mode():
+        assert list(tap(x)) == ["relu#0", "relu#1"]
+    assert [p.shape for p in tap.points] == [(5,), (6,)]
+    output, acts = Tap(model, "a").with_output(x)
+    assert torch.equal(output, model(x))
+    assert torch.equal(acts["a"], model.a(x))
+
+
+def test_a_wrong_example_says_so() -> None:
+    with pytest.raises(ModelError, match=r"does not take two samples like the example \(\[2, 3\] float32\)"):
+        Tap(nn.Linear(4, 4), "", example=(1, 3))
+
+
+def test_a_shape_that_changes_its_number_of_axes() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x if x.shape[1] > 1 else x.squeeze(1))
+
+    tap = Tap(Squeezing(), "inner", pool=None, example=(2, 3, 4))
+    with pytest.raises(CaptureError, match=r"inner has the shape \[2, 4\] in this batch, but had 3 axes"):
+        tap(torch.zeros(2, 1, 4))
+
+
+# --- early stop -----------------------------------------------------------------------------------------------------
+
+
+def test_computing_stops_at_the_deepest_point() -> None:
+    model, x = Chain(), torch.randn(2, 4)
+    tap = Tap(model, ["2", "0", "1@in"], example=x)
+    assert model.ran == [0] * 5
+    tap(x)
+    assert model.ran == [1, 1, 1, 0, 0]
+    Tap(model, "2@in", example=x)(x)
+    assert model.ran == [2, 2, 1, 0, 0]
+
+
+def test_the_stop_passes_through_a_models_own_error_handling() -> None:
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.chain = Chain()
+            self.handled = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.chain(x)
+            except Exception:
+                self.handled += 1
+                raise
+
+    model, x = Careful(), torch.randn(2, 4)
+    acts = Tap(model, "chain.1", example=x)(x)
+    assert torch.equal(acts["chain.1"], model.chain[1](model.chain[0](x)))
+    assert model.handled == 0
+    assert model.chain.ran[3] == 0
+
+
+def test_with_output_gives_the_models_own_output(image: Tensor) -> None:
+    model = torchvision.models.resnet18(weights=None).eval()
+    output, acts = Tap(model, "layer1", example=image).with_output(image)
+    assert torch.equal(output, model(image))
+    assert acts["layer1"].shape == (2, 64)
+
+
+def test_control_flow_on_values_is_run_to_its_end_unless_the_call_is_named() -> None:
+    model, x = Loop(), torch.ones(2, 3)
+    ran: list[int] = []
+    model.head.register_forward_pre_hook(lambda *_: ran.append(1))
+    Tap(model, "cell", example=x)(x)
+    assert ran == [1]
+    Tap(model, "cell#0", example=x)(x)
+    assert ran == [1]
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_flow_and_equal_those_of_a_plain_forward_pass() -> None:
+    model, x = Twice(), torch.randn(3, 4, requires_grad=True)
+    acts = Tap(model, ["a", "relu#1"], example=x)(x)
+    loss = acts["a"].pow(2).sum() + acts["relu#1"].sin().sum()
+    found = torch.autograd.grad(loss, [x, *model.parameters()])
+    a = model.a(x)
+    expected = torch.autograd.grad(
+        a.pow(2).sum() + model.b(a.relu()).relu().sin().sum(), [x, *model.parameters()]
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_there_are_none(context: Any) -> None:
+    model, x = Twice(), torch.randn(2, 4)
+    tap = Tap(model, "b", example=x)
+    with context():
+        assert not tap(x)["b"].requires_grad
+    assert tap(x)["b"].requires_grad
+
+
+# --- the object -----------------------------------------------------------------------------------------------------
+
+
+def test_activations_are_read_only_and_in_order() -> None:
+    x = torch.randn(2, 4)
+    acts = Tap(Twice(), {"deep": "b", "early": "a"}, example=x)(x)
+    assert list(acts) == ["deep", "early"]
+    with pytest.raises(TypeError, match="read-only"):
+        acts["deep"] = x
+    assert repr(acts) == "Activations({'deep': (2, 6), 'early': (2, 5)})"
+
+
+def test_a_closed_tap_says_so() -> None:
+    x = torch.randn(2, 4)
+    with Tap(Twice(), "a", example=x) as tap:
+        tap(x)
+    for use in (tap, tap.with_output, tap.verify):
+        with pytest.raises(CaptureError, match="closed"):
+            use(x)
+    tap.close()
+
+
+def test_a_pool_that_does_not_fit_is_refused_before_any_batch() -> None:
+    with pytest.raises(PoolError, match="pool 'cls' is for tokens"):
+        Tap(ConvInPlace(), "conv", pool="cls", example=(1, 3, 8, 8))
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(ModelError, match="unknown mode 'train'"):
+        Tap(Twice(), "a", mode="train")  # type: ignore[arg-type]

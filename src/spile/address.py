@@ -232,7 +232,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     source = pattern.removeprefix("re:")
     try:
         return re.compile(source)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise AddressError(f"{source!r} in {pattern!r} is no regular expression: {error}") from None
 
 

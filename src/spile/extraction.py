@@ -34,6 +34,9 @@ EngineName = Literal["auto", "eager"]
 BATCH_SIZE = 32
 """What ``batch_size="auto"`` means."""
 
+_SAME_MODEL = ("architecture", "weights", "mode", "preprocessing", "precision", "samples")
+"""What columns that are added to a store must share with it."""
+
 _QUEUED = 2
 _SAMPLES_BEFORE_JUDGING_A_STREAM = 1000
 
@@ -90,18 +93,27 @@ def extract(
     return writer.finish()
 
 
-def add(store: Store, tap: Tap, data: Any, *, dtype: Dtype = "float16", progress: bool = True, workers: int | None = None) -> Store:
+def add(
+    store: Store,
+    tap: Tap,
+    data: Any,
+    *,
+    dtype: Dtype = "float16",
+    preprocessing: Preprocessing | None = None,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Store:
     """Add the points of `tap` to `store` as new columns, from the `data` the store was made from.
 
     Nothing that is written already is rewritten, and a run that is cut off leaves the store as it was. The model, its
     preprocessing and precision must be those of the store (`FingerprintMismatch`), the samples too (`StoreError`).
     """
     made = store.manifest.fingerprinted
-    with _run(tap, data, "auto", made["precision"], made["batch_size"], None, workers) as run:
+    with _run(tap, data, "auto", made["precision"], made["batch_size"], preprocessing, workers) as run:
         columns = run.columns(dtype)
         known = set(store.ids.tolist())
         with (
-            store.adding(columns, run.manifest()) as writer,
+            store.adding(columns, run.manifest(), same=_SAME_MODEL) as writer,
             progress_bar("add", total=run.length, done=0, shown=progress) as report,
         ):
             for batch, arrays in run.results(columns, start=0):
@@ -318,10 +330,10 @@ class _Limit:
         self.skipped += len(batch.skipped)
         total = self._total or max(batch.stop, _SAMPLES_BEFORE_JUDGING_A_STREAM)
         if self.skipped > math.ceil(self._max_bad * total):
-            first = f"{batch.skipped[0].id}: {batch.skipped[0].reason}" if batch.skipped else "see store.skipped"
+            last = f"{batch.skipped[-1].id}: {batch.skipped[-1].reason}" if batch.skipped else "see store.skipped"
             kept = f"; what is done is kept in {self._kept} and the run can be resumed" if self._kept else ""
             raise DataError(
-                f"{self.skipped} of {total} samples cannot be used (last: {first}), more than max_bad={self._max_bad:g} "
+                f"{self.skipped} of {total} samples cannot be used (last: {last}), more than max_bad={self._max_bad:g} "
                 f"allows{kept}: mend the data or give a larger max_bad"
             )
 

@@ -190,7 +190,7 @@ def _point(
         pool,
         item.layout,
         place=f"{shown!s} (shape {list(item.shape)})",
-        prefix_tokens=observation.prefix_tokens,
+        prefix_tokens=observation.prefix_tokens if item.prefix_tokens is None else item.prefix_tokens,
         text=observation.text,
     )
     out = shown.side == "out"

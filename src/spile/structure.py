@@ -221,7 +221,7 @@ def _quarters(block_paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _widest(observation: Observation, run: Sequence[str], block_paths: Sequence[str]) -> str:
-    """The outermost layer that ends a stage: it holds no other's blocks and keeps the last one's positions."""
+    """The outermost layer that ends a stage: it holds no other's blocks and keeps the last one's size."""
     last, others = run[-1], set(block_paths) - set(run)
     best = last
     for above in _ancestors(observation, last)[:-1]:

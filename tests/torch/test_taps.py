@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,11 +102,11 @@ def test_in_place_activation_does_not_reach_what_was_tapped(image: Tensor) -> No
 
 def test_residual_in_place_does_not_reach_what_was_tapped() -> None:
     model, x = ResidualInPlace(), torch.randn(2, 4)
-    acts = Tap(model, ["first", "second@in", ""], pool=None, example=x)(x)
+    acts = Tap(model, ["first", "second@in", "@out"], pool=None, example=x)(x)
     first = model.first(x)
     assert torch.equal(acts["first"], first)
     assert torch.equal(acts["second@in"], first)
-    assert torch.equal(acts[""], first + model.second(first))
+    assert torch.equal(acts["@out"], first + model.second(first))
 
 
 @pytest.mark.parametrize("pool", ["cls", "last", "flatten", None, lambda x: x[:, 0]])
@@ -173,17 +173,17 @@ def test_layers_whose_names_end_in_numbers_are_told_apart(image: Tensor) -> None
 
 
 def test_verify_sees_a_lying_hook(image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    tap = Tap(ConvInPlace(), ["conv", "norm"], pool=None, example=image)
+    tap = Tap(ConvInPlace(), ["conv", "norm", "relu"], pool=None, example=image)
     monkeypatch.setattr(capturing, "pooled", lambda tensor, *_, **__: tensor)
-    with pytest.raises(CaptureError, match=r"1 of 2 points differ from the reference: norm: off by \d"):
+    with pytest.raises(CaptureError, match=r"1 of 3 points differ from the reference: norm: off by \d"):
         tap.verify(image)
 
 
 def test_verify_sees_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 4)
     tap = Tap(Twice(), ["relu#0"], pool=None, example=x)
-    monkeypatch.setattr(tap._observers[0], "points", ())
-    with pytest.raises(CaptureError, match="relu#0"):
+    monkeypatch.setattr(tap._observers[0], "points", (replace(tap.points[0], call=1),))
+    with pytest.raises(CaptureError, match=r"relu#0: \[2, 6\] float32 instead of \[2, 5\] float32"):
         tap.verify(x)
 
 
@@ -365,7 +365,7 @@ class Keywords(nn.Module):
 def test_keyword_inputs() -> None:
     model, x, scale = Keywords(), torch.randn(2, 4), torch.randn(2, 4)
     given = {"x": x, "scale": scale}
-    tap = Tap(model, {"in": "inner@in:input2", "out": "inner", "all": ""}, pool=None, example=given)
+    tap = Tap(model, {"in": "inner@in:input2", "out": "inner", "all": "@out"}, pool=None, example=given)
     for acts in (tap(given), tap(**given), tap(x, scale), tap(x, scale=scale, double=True)):
         assert torch.equal(acts["in"], scale)
         assert torch.equal(acts["out"], model.inner(x, scale))
@@ -416,7 +416,7 @@ def test_the_first_batch_serves_as_example() -> None:
 
 def test_a_wrong_example_says_so() -> None:
     with pytest.raises(ModelError, match=r"does not take two samples like the example \(\[2, 3\] float32\)"):
-        Tap(nn.Linear(4, 4), "", example=(1, 3))
+        Tap(nn.Linear(4, 4), "@out", example=(1, 3))
 
 
 def test_a_shape_that_changes_its_number_of_axes() -> None:

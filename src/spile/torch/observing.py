@@ -21,6 +21,7 @@ from spile.address import Side
 from spile.errors import ModelError
 from spile.observation import Call, Item, Layer, Observation
 from spile.torch import layouts
+from spile.torch.capturing import Observer
 from spile.torch.quiet import quiet_pass, unchanged, watching_calls
 from spile.torch.trees import Inputs, given, inputs_of, names_of, tensors, transform, unwrap
 
@@ -76,13 +77,26 @@ class _CannotCopyError(Exception):
     pass
 
 
+class _FakeTensors(FakeTensorMode):
+    """Fake tensors that remember what they could not do, for models that swallow the error."""
+
+    failed: Exception | None = None
+
+    def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__torch_dispatch__(*args, **kwargs)
+        except Exception as error:
+            self.failed = error
+            raise
+
+
 @dataclass(frozen=True)
 class _Subject:
     """What the dry passes run on."""
 
     model: nn.Module
     base: nn.Module
-    fake: FakeTensorMode | None
+    fake: _FakeTensors | None
     """Fake tensors cost nothing and hold no values. One mode for all passes: the copy may keep tensors of its own."""
 
     def run(self, inputs: Inputs) -> list[Call]:
@@ -94,12 +108,16 @@ class _Subject:
             if self.model is self.base:
                 stack.enter_context(unchanged(self.base))
             if self.fake is not None:
+                self.fake.failed = None
                 inputs = _each(inputs, self.fake.from_tensor)
                 stack.enter_context(_quiet_fake_tensors())
                 stack.enter_context(self.fake)
             stack.enter_context(meter)
             originals = set() if self.model is self.base else set(self.base.modules())
-            return _record(self.model, originals, meter, inputs)
+            calls = _record(self.model, originals, meter, inputs)
+        if self.fake is not None and self.fake.failed is not None:
+            raise self.fake.failed
+        return calls
 
     def variant(self, inputs: Inputs) -> dict[_Key, Item]:
         """The items of a further pass by their place; empty where the model does not take such an input."""
@@ -132,7 +150,7 @@ def _first_pass(base: nn.Module, inputs: Inputs) -> tuple[_Subject, list[Call]]:
 
 def _subjects(base: nn.Module) -> Iterator[_Subject]:
     try:
-        yield _Subject(_copy(base), base, FakeTensorMode(allow_non_fake_inputs=True))
+        yield _Subject(_copy(base), base, _FakeTensors(allow_non_fake_inputs=True))
         yield _Subject(_copy(base), base, None)
     except _CannotCopyError:
         pass
@@ -147,7 +165,8 @@ def _copy(base: nn.Module) -> nn.Module:
         raise _CannotCopyError from error
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
+            for key in [key for key, hook in hooks.items() if not isinstance(hook, Observer)]:
+                del hooks[key]  # the user's would be shown fake tensors; those of a tap inside the model belong to it
     return model
 
 

@@ -77,6 +77,11 @@ class ColumnSpec:
         return prod(self.fixed_shape)
 
     @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one number."""
+        return 2 if self.dtype == "float16" else 4
+
+    @property
     def arrow_type(self) -> pa.DataType:
         """A flat fixed-size list; a list of them where the length varies."""
         vector = pa.list_(pa.from_numpy_dtype(self.dtype), self.width)

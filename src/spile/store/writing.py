@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from spile.data.source import Record, Skipped
 
-COMMIT_BYTES = 64 << 20
+COMMIT_BYTES = 32 << 20
 COMMIT_SECONDS = 10.0
 _SHARE_LOST = 0.02
 """A long run commits ever more rarely: a kill costs at most this share of it, and versions stay few."""
@@ -148,7 +149,8 @@ class Writer:
         self._commit_bytes, self._commit_seconds = commit_bytes, commit_seconds
         self._started = self._committed = time.monotonic()
         self._samples: list[tuple[int, Record]] = []
-        self._values: list[list[pa.Array]] = []
+        row_bytes = sum(spec.width * spec.dtype_bytes for spec in columns)
+        self._blocks = {spec.name: _Block(spec, commit_bytes // row_bytes + 1) for spec in columns}
         self._skipped: list[Skipped] = []
         self._bytes = 0
 
@@ -170,10 +172,11 @@ class Writer:
         if records:
             self._require_columns(arrays)
             ids = [record.id for record in records]
-            values = [to_arrow(spec, arrays[name], ids) for name, spec in self._columns.items()]
+            values = {name: to_arrow(spec, arrays[name], ids) for name, spec in self._columns.items()}
             self._samples.extend(zip(positions, records, strict=True))
-            self._values.append(values)
-            self._bytes += sum(array.nbytes for array in values)
+            for name, array in values.items():
+                self._blocks[name].add(array)
+            self._bytes += sum(array.nbytes for array in values.values())
         self._skipped.extend(skipped)
         self.rows += len(records)
         self.skipped += len(skipped)
@@ -189,7 +192,8 @@ class Writer:
         if self._samples:
             self._sink.write_rows(self._rows_table())
             self._samples.clear()
-            self._values.clear()
+            for block in self._blocks.values():
+                block.clear(reuse=self._sink.copies)
         self._bytes = 0
         self._committed = time.monotonic()
 
@@ -241,8 +245,8 @@ class Writer:
             "split": pa.array([record.split for record in records], pa.string()),
             "group": pa.array([record.group for record in records], pa.string()),
         }
-        for arrow_name, chunks in zip(self._arrow_names, zip(*self._values, strict=True), strict=True):
-            data[arrow_name] = pa.chunked_array(chunks)
+        for arrow_name, block in zip(self._arrow_names, self._blocks.values(), strict=True):
+            data[arrow_name] = block.rows()
         fields = [self._schema.field(name) for name in data]
         if self._label_type is not None:
             python_type = _PYTHON_TYPES[self._label_type]
@@ -253,11 +257,56 @@ class Writer:
         return pa.table(data, schema=pa.schema(fields, metadata=self._schema.metadata))
 
 
+class _Block:
+    """The rows of one column that wait for a commit.
+
+    Those of a fixed width lie in one piece of memory that every commit reuses: many small pieces among the large,
+    short-lived ones of a running model would scatter the heap, and memory use would grow with the run.
+    """
+
+    def __init__(self, spec: ColumnSpec, capacity: int) -> None:
+        self._spec, self._capacity = spec, capacity
+        self._fixed: Values | None = None
+        self._used = 0
+        self._varying: list[pa.Array] = []
+
+    def add(self, array: pa.Array) -> None:
+        """Copy the rows of `array`, which `to_arrow` made."""
+        if self._spec.variable:
+            self._varying.append(array)
+            return
+        needed = self._used + len(array)
+        if self._fixed is None or needed > len(self._fixed):
+            larger = np.empty((max(needed, self._capacity + len(array)), self._spec.width), self._spec.dtype)
+            if self._fixed is not None:
+                larger[: self._used] = self._fixed[: self._used]
+            self._fixed = larger
+        self._fixed[self._used : needed] = array.flatten().to_numpy().reshape(len(array), -1)
+        self._used = needed
+
+    def rows(self) -> pa.Array | pa.ChunkedArray:
+        """All rows, without a copy."""
+        if self._fixed is None:
+            return pa.chunked_array(self._varying)
+        flat = pa.array(self._fixed[: self._used].reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, type=self._spec.arrow_type)
+
+    def clear(self, *, reuse: bool) -> None:
+        """Forget the rows; the memory is kept for the next ones if `reuse`."""
+        self._varying = []
+        self._used = 0
+        if not reuse:
+            self._fixed = None
+
+
 _PYTHON_TYPES: dict[pa.DataType, type] = {pa.string(): str, pa.int64(): int, pa.float64(): float}
 
 
 class _Sink(Protocol):
     """Where a writer's commits go. `write_skipped` comes before the `write_rows` of the same commit."""
+
+    copies: bool
+    """Rows that were written may change afterwards."""
 
     def write_skipped(self, skipped: pa.Table) -> None: ...
 
@@ -267,6 +316,8 @@ class _Sink(Protocol):
 
 
 class _MemorySink:
+    copies = False
+
     def __init__(self, schema: pa.Schema) -> None:
         self._rows, self._skipped = [schema.empty_table()], [_SKIPPED_SCHEMA.empty_table()]
 
@@ -285,6 +336,8 @@ class _MemorySink:
 
 
 class _LanceSink:
+    copies = True
+
     def __init__(
         self,
         uri: str,

@@ -8,25 +8,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from spile.errors import (
-        AddressError,
-        CaptureError,
-        DataError,
-        FingerprintMismatch,
-        MissingDependency,
-        ModelError,
-        PoolError,
-        ProbeError,
-        SpileError,
-        StoreError,
-    )
-    from spile.extraction import extract
-    from spile.models import load_model
-    from spile.preprocessing import ImagePreprocessing, TextPreprocessing
-    from spile.probing import load, probe, transfer
-    from spile.store import open_store as open
-    from spile.taps import Activations, layers, tap
+if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python, a test compares the two
+    from spile.errors import AddressError as AddressError
+    from spile.errors import CaptureError as CaptureError
+    from spile.errors import DataError as DataError
+    from spile.errors import FingerprintMismatch as FingerprintMismatch
+    from spile.errors import MissingDependency as MissingDependency
+    from spile.errors import ModelError as ModelError
+    from spile.errors import PoolError as PoolError
+    from spile.errors import ProbeError as ProbeError
+    from spile.errors import SpileError as SpileError
+    from spile.errors import StoreError as StoreError
+    from spile.extraction import extract as extract
+    from spile.models import load_model as load_model
+    from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
+    from spile.preprocessing import TextPreprocessing as TextPreprocessing
+    from spile.probing import load as load
+    from spile.probing import probe as probe
+    from spile.probing import transfer as transfer
+    from spile.store import open_store
+    from spile.taps import Activations as Activations
+    from spile.taps import layers as layers
+    from spile.taps import tap as tap
+
+    open = open_store
 
 __version__ = "0.1.0"
 
@@ -53,29 +58,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _RENAMED = {"open": "open_store"}  # inside its module the name would hide the builtin
 
-__all__ = [
-    "AddressError",
-    "Activations",
-    "CaptureError",
-    "DataError",
-    "FingerprintMismatch",
-    "ImagePreprocessing",
-    "MissingDependency",
-    "ModelError",
-    "PoolError",
-    "ProbeError",
-    "SpileError",
-    "StoreError",
-    "TextPreprocessing",
-    "extract",
-    "layers",
-    "load",
-    "load_model",
-    "open",
-    "probe",
-    "tap",
-    "transfer",
-]
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 the run failed (one line says why and what to do), 2 usage
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +19,11 @@ import typer
 from spile.errors import SpileError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from spile.models import LoadedModel
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="spile",
@@ -62,29 +68,39 @@ class Which(StrEnum):
 
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", help="timm:NAME, torchvision:NAME, hf:NAME, file.py:FACTORY, model.pt2 or demo:NAME."),
+    typer.Option(
+        "--model", "-m", help="timm:NAME, torchvision:NAME, hf:NAME, FILE.py:FACTORY, FILE.pt2, demo:NAME."
+    ),
 ]
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="A folder of class folders, a CSV/Parquet manifest, an .npz file, or demo:NAME.")
+    str,
+    typer.Argument(
+        metavar="DATA", help="A folder of class folders, a .csv, .parquet or .npz file, or demo:NAME."
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="A local weights file, .safetensors or .pth.")]
 InputSize = Annotated[int | None, typer.Option(min=1, help="Side of square inputs, in pixels.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the CPU.")]
 Layers = Annotated[
-    list[str] | None, typer.Option("--layers", "-l", help="An address; may be given several times. Default: stages.")
+    list[str] | None,
+    typer.Option("--layers", "-l", help="An address; may be repeated. Default: stages."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a batch.")]
+RuleName = Annotated[Rule, typer.Option(help="The best layer, or the cheapest within one standard error.")]
+MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
 @app.command(epilog="Example: [bold]spile layers timm:resnet50 --only blocks[/]")
 def layers(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model of the other commands.")],
-    only: Annotated[Which, typer.Option(help="Every layer, or just those that end blocks or stages.")] = Which.all,
+    only: Annotated[Which, typer.Option(help="All, or those that end blocks or stages.")] = Which.all,
     weights: Weights = None,
     input_size: InputSize = None,
-    pretrained: Annotated[bool, typer.Option(help="Load the pretrained weights, which the table does not need.")] = False,
+    pretrained: Annotated[
+        bool, typer.Option(help="Load the weights, which the table does not need.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List a model's layers: address, type, output shape, parameters, cost to reach, calls, stride."""
@@ -93,34 +109,39 @@ def layers(
 
     loaded = spile.load_model(model, weights=weights, input_size=input_size, pretrained=pretrained)
     table = spile.layers(loaded)
-    chosen = LayerTable([r for r in table if only is Which.all or (r.stage if only is Which.stages else r.block)])
+    chosen = LayerTable(
+        [r for r in table if only is Which.all or (r.stage if only is Which.stages else r.block)]
+    )
     _show(chosen, chosen.to_json(), as_json)
 
 
-@app.command(epilog="Example: [bold]spile extract photos/ -m timm:resnet50 -o feats.lance -l layer3 -l 'layer4.*'[/]")
+@app.command(epilog="Example: [bold]spile extract photos/ -m timm:resnet50 -o feats.lance -l 'layer4.*'[/]")
 def extract(
     data: Data,
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", "-o", help="The store to write, e.g. feats.lance.")],
     addresses: Layers = None,
-    pool: Annotated[str, typer.Option(help="auto, avg, max, gem, grid:N, flatten, cls, mean, cls+mean, last or none.")] = "auto",
+    pool: Annotated[
+        str, typer.Option(help="auto, avg, max, gem, grid:N, flatten, cls, mean, cls+mean, last, none.")
+    ] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="What is stored.")] = Dtype.float16,
     precision: Annotated[Precision, typer.Option(help="What is computed in.")] = Precision.float32,
     batch_size: BatchSize = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")] = None,
-    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")] = 0.01,
+    max_bad: MaxBad = 0.01,
     resume: Annotated[bool, typer.Option(help="Go on with a store that is there.")] = True,
-    add: Annotated[bool, typer.Option("--add", help="Add the layers to a finished store as new columns.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add the layers to a finished store.")] = False,
     weights: Weights = None,
     input_size: InputSize = None,
     device: Device = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the activations of many layers of many samples into a store, in one pass; run it again to go on."""
+    """Write activations of many layers of many samples into a store, in one pass; run again to go on."""
     import spile
 
-    tap = spile.tap(_load(model, weights, input_size, device), addresses or ["stages"], pool=None if pool == "none" else pool)
+    loaded = _load(model, weights, input_size, device)
+    tap = spile.tap(loaded, addresses or ["stages"], pool=None if pool == "none" else pool)
     if add:
         store = spile.open(out).add(tap, data, dtype=dtype.value, progress=not quiet, workers=workers)
     else:
@@ -141,7 +162,9 @@ def extract(
         "rows": len(store),
         "skipped": store.skipped.num_rows,
         "fingerprint": store.fingerprint,
-        "points": {name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in store.points.items()},
+        "points": {
+            name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in store.points.items()
+        },
     }
     _show(_points_table(store), about, as_json)
 
@@ -149,7 +172,7 @@ def extract(
 @app.command(epilog="Example: [bold]spile probe feats.lance --rule 1se[/]")
 def probe(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="What spile extract wrote.")],
-    rule: Annotated[Rule, typer.Option(help="The best layer, or the cheapest within one standard error of it.")] = Rule.best,
+    rule: RuleName = Rule.best,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     as_json: AsJson = False,
@@ -167,18 +190,19 @@ def transfer(
     model: ModelName,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("run"),
     addresses: Layers = None,
-    rule: Annotated[Rule, typer.Option(help="The best layer, or the cheapest within one standard error of it.")] = Rule.best,
+    rule: RuleName = Rule.best,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
     shots: Annotated[int | None, typer.Option(min=2, help="Use only so many labels of every class.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
     batch_size: BatchSize = None,
+    max_bad: MaxBad = 0.01,
     weights: Weights = None,
     input_size: InputSize = None,
     device: Device = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the best layer for labelled data, fit a classifier on it, save both as one model, and write a report."""
+    """Find the best layer for labelled data, fit a classifier on it, save both as one, write a report."""
     import spile
 
     run = spile.transfer(
@@ -191,6 +215,7 @@ def transfer(
         shots=shots,
         seeds=seeds,
         batch_size=batch_size or "auto",
+        max_bad=max_bad,
         progress=not quiet,
         command=_typed(),
     )
@@ -199,7 +224,9 @@ def transfer(
 
 @app.command(epilog="Example: [bold]spile predict run/model new-photos/[/]")
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder that spile transfer wrote, run or run/model.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="What spile transfer wrote: run or run/model.")
+    ],
     data: Data,
     device: Device = None,
     as_json: AsJson = False,
@@ -209,17 +236,22 @@ def predict(
 
     rows = []
     for batch, labels, probabilities in spile.load(model, device=device).predict_batches(data):
-        confidence = [None] * len(labels) if probabilities is None else probabilities.max(axis=1).tolist()
+        none = [None] * len(labels)
+        confidence = none if probabilities is None else probabilities.max(axis=1).tolist()
         for record, label, share in zip(batch.records, labels.tolist(), confidence, strict=True):
             rows.append({"id": record.id, "label": label, "confidence": share})
         rows += [{"id": bad.id, "label": None, "skipped": bad.reason} for bad in batch.skipped]
     _show(_table(rows, "id", "label", "confidence", "skipped"), rows, as_json)
+    if not any("confidence" in row for row in rows):
+        raise SpileError(f"{data}: not one sample could be used")
 
 
 @app.command(epilog="Example: [bold]spile report run[/]")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write the page; by default RUN/report.html.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page to write; by default RUN/report.html.")
+    ] = None,
 ) -> None:
     """Write a run's report again: one HTML page that needs nothing else."""
     from spile.reporting import write_report
@@ -233,7 +265,7 @@ def demo(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which layer of an ImageNet network reads handwriting best, from 5 labels a digit? Runs offline, in about a minute."""
+    """Which layer of an ImageNet network reads handwriting best, from 5 labels a digit? Offline, a minute."""
     import spile
     from spile.data.demo import photographs
 
@@ -257,28 +289,48 @@ def doctor(as_json: AsJson = False) -> None:
     from spile.diagnosis import diagnose
 
     found = diagnose()
-    _show(_table(found.parts, "part", "version", "for", "install"), {"ok": found.ok, "parts": found.parts}, as_json)
+    _show(
+        _table(found.parts, "part", "version", "for", "install"),
+        {"ok": found.ok, "parts": found.parts},
+        as_json,
+    )
     if not found.ok:
         raise SpileError(found.remedy)
 
 
 def main() -> None:
     """Run the command line; the entry point of ``spile``."""
-    try:
-        app(standalone_mode=True)
-    except SpileError as error:
-        _fail(str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        _fail("interrupted; what was committed is kept, and the same command goes on from there")
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        try:
+            app()
+            sys.stdout.flush()
+        except SpileError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            # Whoever read the output has enough. What is left unwritten must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}")
+        except SystemExit as end:
+            if end.code == _INTERRUPTED:
+                _say("error", "interrupted; what was committed is kept: type the same command to go on")
+            raise
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
-    sys.stderr.write(f"error: {line}\n")
+    _say("error", message)
     raise SystemExit(1)
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    _say("warning", str(message))
+
+
+def _say(what: str, message: str) -> None:
+    sys.stderr.write(f"{what}: {' '.join(message.split())}\n")
 
 
 def _load(model: str, weights: Path | None, input_size: int | None, device: str | None) -> LoadedModel:
@@ -293,7 +345,9 @@ def _typed() -> str:
 
 def _show(table: Any, value: Any, as_json: bool) -> None:
     if as_json:
-        _print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        from spile.probing.record import plain
+
+        _print(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
         return
     from rich.console import Console
 
@@ -301,32 +355,32 @@ def _show(table: Any, value: Any, as_json: bool) -> None:
 
 
 def _show_run(run: Any, as_json: bool) -> None:
-    value = {**run.result.to_json(), "test_score": run.test_score, "model": str(run.path / "model"), "report": str(run.report)}
-    _show(run.result, value, as_json)
+    about = {"test_score": run.test_score, "model": str(run.path / "model"), "report": str(run.report)}
+    _show(run.result, {**run.result.to_json(), **about}, as_json)
     if not as_json:
         _print(str(run))
 
 
-def _points_table(store: Any) -> Any:
-    table = _table(
-        [
-            {"point": name, "shape": "×".join("…" if n is None else str(n) for n in spec.shape), "dtype": spec.dtype}
-            for name, spec in store.points.items()
-        ],
-        "point",
-        "shape",
-        "dtype",
-    )
+def _points_table(store: Any) -> Table:
+    rows = [
+        {
+            "point": name,
+            "shape": "×".join("…" if n is None else str(n) for n in spec.shape),
+            "dtype": spec.dtype,
+        }
+        for name, spec in store.points.items()
+    ]
+    table = _table(rows, "point", "shape", "dtype")
     table.caption = f"{len(store):,} rows, {store.skipped.num_rows} skipped"
     return table
 
 
-def _table(rows: list[dict[str, Any]], *columns: str) -> Any:
+def _table(rows: list[dict[str, Any]], *columns: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = [column for column in columns if any(row.get(column) is not None for row in rows)] or list(columns)
-    table = Table(*shown, box=None, pad_edge=False, header_style="bold")
+    shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    table = Table(*(shown or columns), box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column))) for column in shown))
     return table

@@ -41,7 +41,8 @@ def diagnose() -> Diagnosis:
     missing = []
     for name, extra, purpose in _PARTS:
         version = _version(name)
-        install = None if version else f"pip install 'spile[{extra}]'" if extra else "pip install --upgrade spile"
+        package = f"'spile[{extra}]'" if extra else "--upgrade spile"
+        install = None if version else f"pip install {package}"
         parts.append({"part": name, "version": version or "missing", "for": purpose, "install": install})
         if version is None and name in _NEEDED:
             missing.append((name, install))

@@ -231,6 +231,7 @@ class _Run:
     def results(self, columns: Sequence[ColumnSpec], *, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Every batch from `start` on with its arrays; the batches that were read to learn the shapes come for free."""
         empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
+        ahead: Iterator[tuple[Batch, dict[str, Any]]]
         if start == 0:
             ahead = chain(zip(self._lead, [{}] * (len(self._lead) - 1) + [self._lead_arrays], strict=True), _uncomputed(self._first))
         else:

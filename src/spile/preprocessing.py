@@ -59,5 +59,5 @@ def from_json(spec: dict[str, Any] | None) -> Preprocessing | None:
     """Read back what `to_json` wrote; ``None`` stays ``None`` (inputs are taken as ready)."""
     if spec is None:
         return None
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "kind"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "kind"}
     return TextPreprocessing(**fields) if spec["kind"] == "text" else ImagePreprocessing(**fields)

@@ -4,44 +4,54 @@
     activations = tap(images)                # stops at the deepest point
     activations["layer3"]                    # (samples, channels)
 
-A *layer* is a module of the model; an *address* names a place at it (`spile.address`); on a concrete model an address
-becomes *points*, one tensor per forward pass each; a *pool* says what is kept of it (`spile.pool`); points and pools on a
-model are a *tap*. How the tensors are caught is the framework's business: `spile.torch.taps`.
+A *layer* is a module of the model; an *address* names a place at it (`spile.address`); on a concrete model an
+address becomes *points*, one tensor per forward pass each; a *pool* says what is kept of it (`spile.pool`);
+points and pools on a model are a *tap*. How the tensors are caught is the framework's business:
+`spile.torch.taps`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+from spile.address import literal
 from spile.backend import Activations, Mode, Tap, Verification, backend_of
 from spile.errors import MissingDependency
 from spile.models import as_loaded, example_for
-from spile.observation import Call, Observation
+from spile.observation import Item, Observation
 from spile.resolution import AddressesLike, PoolsLike
 from spile.structure import places
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
     from rich.table import Table
 
 __all__ = ["Activations", "LayerRow", "LayerTable", "Tap", "Verification", "layers", "tap"]
 
 
 def tap(
-    model: Any, addresses: AddressesLike, *, pool: PoolsLike = "auto", example: Any = None, mode: Mode = "eval"
+    model: Any,
+    addresses: AddressesLike,
+    *,
+    pool: PoolsLike = "auto",
+    example: Any = None,
+    mode: Mode = "eval",
 ) -> Tap:
     """Tap a model at one or several addresses.
 
-    `model` is a model object, a reference such as ``"timm:resnet50"``, or what `spile.load_model` gave; the latter two
-    bring their preprocessing along. `addresses` is one address, a list, or a dict ``{own name: address}``. `pool` is one pool for all, or a dict from address
-    (or own name) to pool. `example` is a batch, or the shape of one, for the dry pass that learns which layers run and how
-    often; without it the first batch serves. The pass runs in evaluation mode and puts the flags back; ``mode="as_is"``
-    runs the model as you left it, for training.
+    `model` is a model object, a reference such as ``"timm:resnet50"``, or what `spile.load_model` gave; the
+    latter two bring their preprocessing along. `addresses` is one address, a list, or a dict ``{name:
+    address}``. `pool` is one pool for all, or a dict from address (or own name) to pool. `example` is a
+    batch, or the shape of one, for the dry pass that learns which layers run and how often; without it the
+    first batch serves. The pass runs in evaluation mode and puts the flags back; ``mode="as_is"`` runs the
+    model as you left it, for training.
 
-    Returns a ``torch.nn.Module`` that is called like the model and gives `Activations`: one tensor a point, samples first.
-    Raises `AddressError`, `PoolError`, and on any later batch `CaptureError` where a point did not fire as it should.
+    Returns a ``torch.nn.Module`` that is called like the model and gives `Activations`: one tensor a point,
+    samples first. Raises `AddressError`, `PoolError`, and on any later batch `CaptureError` where a point did
+    not fire as it should.
     """
     loaded = as_loaded(model)
     if example is None:
@@ -53,7 +63,10 @@ def tap(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerRow:
-    """One layer. `output` is the shape for one sample; `stride` is input pixels a cell, for maps."""
+    """One layer. `output` is the shape for one sample; `stride` is input pixels a cell, for maps.
+
+    Both are those of the first tensor of the layer's last call, and ``None`` where they cannot be told.
+    """
 
     address: str
     type: str
@@ -69,7 +82,7 @@ class LayerRow:
 
 
 class LayerTable(Sequence[LayerRow]):
-    """The layers of a model in forward order. Prints as a table; ``to_pandas()`` for more."""
+    """The layers of a model in forward order. Prints as a table; `to_pandas` and `to_json` give more."""
 
     def __init__(self, rows: Sequence[LayerRow]) -> None:
         self._rows = tuple(rows)
@@ -99,29 +112,58 @@ class LayerTable(Sequence[LayerRow]):
             raise MissingDependency("pandas", extra="data", purpose="LayerTable.to_pandas()") from None
         return pd.DataFrame(self.to_json())
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table(options.max_width)
+
+    def _table(self, width: int) -> Table:
+        """For `width` columns of text: long types are cut short first, then long addresses fold."""
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(header_style="bold", box=None, pad_edge=False)
-        table.add_column("address", overflow="fold")
-        for heading in ("type", "output", "dtype"):
-            table.add_column(heading)
-        for heading in ("params", "MACs to reach", "calls", "stride"):
-            table.add_column(heading, justify="right")
-        for row in self._rows:
-            mark = "bold cyan" if row.stage else "cyan" if row.block else None
+        columns = self._columns()
+        widths = {heading: max(map(len, [heading, *texts])) for heading, texts in columns.items()}
+        room = width - sum(widths.values()) - len(widths) + 1
+        for heading, narrowest in (("type", 10), ("address", 16)):
+            if room < 0 and heading in widths:
+                cut = min(-room, max(0, widths[heading] - narrowest))
+                widths[heading], room = widths[heading] - cut, room + cut
+        table = Table(header_style="bold", box=None, pad_edge=False, collapse_padding=True)
+        table.caption, table.caption_justify = self._caption() or None, "left"
+        for heading, size in widths.items():
+            overflow: OverflowMethod = "fold" if heading == "address" else "ellipsis"
+            right = heading in ("params", "MACs", "calls", "stride")
+            table.add_column(heading, width=size, overflow=overflow, justify="right" if right else "left")
+        for row, cells in zip(self._rows, zip(*columns.values(), strict=True), strict=True):
             table.add_row(
-                f"[{mark}]{row.address}[/]" if mark else row.address,
-                row.type,
-                "" if row.output is None else "×".join(map(str, row.output)),
-                row.dtype or "",
-                _short(row.params) if row.params else "",
-                _short(row.macs),
-                str(row.calls) if row.calls != 1 else "",
-                "" if row.stride is None else str(row.stride),
+                *map(escape, cells), style="bold cyan" if row.stage else "cyan" if row.block else None
             )
-        table.caption = "bold: ends a stage; coloured: a block" if any(row.block for row in self._rows) else None
         return table
+
+    def _columns(self) -> dict[str, list[str]]:
+        """Texts by heading; what says nothing, or the same everywhere, is left out."""
+        rows = self._rows
+        several_dtypes = len({row.dtype for row in rows if row.dtype}) > 1
+        columns = {
+            "address": [row.address for row in rows],
+            "type": [row.type for row in rows],
+            "output": ["" if row.output is None else "×".join(map(str, row.output)) for row in rows],
+            "dtype": [row.dtype or "" if several_dtypes else "" for row in rows],
+            "params": [_short(row.params) if row.params else "" for row in rows],
+            "MACs": [_short(row.macs) for row in rows],
+            "calls": [str(row.calls) if row.calls > 1 else "" for row in rows],
+            "stride": [str(row.stride) if row.stride else "" for row in rows],
+            "unit": ["stage" if row.stage else "block" if row.block else "" for row in rows],
+        }
+        return {heading: texts for heading, texts in columns.items() if any(texts) or heading == "address"}
+
+    def _caption(self) -> str:
+        """What holds for every row; empty for an empty table."""
+        dtypes = {row.dtype for row in self._rows if row.dtype}
+        if not self._rows:
+            return ""
+        return "MACs: a sample, to the end of the layer" + (
+            f"; all {dtypes.pop()}" if len(dtypes) == 1 else ""
+        )
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -129,43 +171,32 @@ class LayerTable(Sequence[LayerRow]):
         console = Console(width=140, color_system=None, force_terminal=False)
         with console.capture() as capture:
             console.print(self)
-        return capture.get().rstrip()
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        heads = ("address", "type", "output", "dtype", "params", "MACs to reach", "calls", "stride")
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{escape(str(cell))}</td>"
-                for cell in (
-                    row.address,
-                    row.type,
-                    "" if row.output is None else "×".join(map(str, row.output)),
-                    row.dtype or "",
-                    _short(row.params),
-                    _short(row.macs),
-                    row.calls,
-                    "" if row.stride is None else row.stride,
-                )
-            )
-            + "</tr>"
-            for row in self._rows
-        )
-        return f"<table><thead><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr></thead><tbody>{body}</tbody></table>"
+        def row(tag: str, cells: Iterable[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        columns = self._columns()
+        body = "".join(row("td", cells) for cells in zip(*columns.values(), strict=True))
+        head = f"<caption>{escape(self._caption())}</caption><thead>{row('th', columns)}</thead>"
+        return f"<table>{head}<tbody>{body}</tbody></table>"
 
 
 def layers(model: Any, example: Any = None) -> LayerTable:
-    """List the layers that run, in forward order: address, type, output, parameters, cost to reach, calls and stride.
+    """List the layers that run, in forward order: address, type, output, parameters, MACs, calls and stride.
 
-    `model` is as for `tap`. `example` is a batch or its shape, e.g. ``(1, 3, 224, 224)``, and not needed for a reference
-    that tells its input size; no real data is run where the model allows fake tensors.
+    `model` is as for `tap`. `example` is a batch or its shape, e.g. ``(1, 3, 224, 224)``, and not needed for
+    a reference that tells its input size; no real data is run where the model allows fake tensors.
     """
     loaded = as_loaded(model)
-    observation = backend_of(loaded.model).observe(loaded.model, example_for(loaded) if example is None else example)
+    observation = backend_of(loaded.model).observe(
+        loaded.model, example_for(loaded) if example is None else example
+    )
     known = places(observation)
     blocks, stages = set(known.blocks), set(known.stages)
     return LayerTable([_row(observation, path, path in blocks, path in stages) for path in known.paths])
@@ -176,31 +207,38 @@ def _row(observation: Observation, path: str, block: bool, stage: bool) -> Layer
     layer, last = observation.layers[path], calls[-1]
     output = last.outputs[0] if last.outputs else None
     return LayerRow(
-        address=path,
+        address=literal(path),
         type=layer.types[0],
-        output=output.shape[1:] if output is not None else None,
-        dtype=output.dtype if output is not None else None,
+        output=_of_one_sample(output) if output else None,
+        dtype=output.dtype if output else None,
         params=layer.params,
         macs=last.macs,
         calls=len(calls),
-        stride=_stride(observation, last),
+        stride=_stride(observation.root.inputs, output) if output else None,
         block=block,
         stage=stage,
     )
 
 
-def _stride(observation: Observation, call: Call) -> int | None:
-    """Input pixels a cell of a map, from the heights of the input and of the map."""
-    image = next((item for item in observation.root.inputs if item.layout == "BCYX"), None)
-    output = call.outputs[0] if call.outputs else None
-    if image is None or output is None or "Y" not in (output.layout or ""):
+def _of_one_sample(item: Item) -> tuple[int, ...] | None:
+    if item.layout is None:
         return None
-    height = output.shape[output.layout.index("Y")]  # type: ignore[union-attr]
-    return round(image.shape[image.layout.index("Y")] / height)  # type: ignore[union-attr]
+    return tuple(size for size, axis in zip(item.shape, item.layout, strict=True) if axis != "B")
+
+
+def _stride(inputs: Sequence[Item], output: Item) -> int | None:
+    """Input pixels a cell of a map, from the heights of the input image and of the map."""
+    heights = [_height(item) for item in (*inputs, output)]
+    image = next((height for height in heights[:-1] if height), None)
+    return round(image / heights[-1]) if image and heights[-1] else None
+
+
+def _height(item: Item) -> int | None:
+    return item.shape[item.layout.index("Y")] if item.layout and "Y" in item.layout else None
 
 
 def _short(number: int) -> str:
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
+        if number >= 0.9995 * size:  # 999,999 is 1 M
             return f"{number / size:.3g} {unit}"
     return str(number)

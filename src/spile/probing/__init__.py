@@ -4,7 +4,7 @@ from spile.probing.deployment import Deployed, load
 from spile.probing.result import Nested, OutOfFold, ProbeResult, ProbeRow
 from spile.probing.ridge import Moments, RidgeFit, fit_moments, fit_ridge
 from spile.probing.search import probe
-from spile.probing.transfer import TransferRun, transfer
+from spile.probing.transferring import TransferRun, transfer
 
 __all__ = [
     "Deployed",
@@ -14,9 +14,9 @@ __all__ = [
     "ProbeResult",
     "ProbeRow",
     "RidgeFit",
+    "TransferRun",
     "fit_moments",
     "fit_ridge",
-    "TransferRun",
     "load",
     "probe",
     "transfer",

@@ -1,20 +1,22 @@
-"""A fitted downstream model as a folder that needs nothing else, and back: safetensors, skops and JSON, no pickle."""
+"""A fitted downstream model as a folder that needs nothing else: safetensors, skops and JSON, no pickle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from spile.backend import Engine, Tap, backend_of
 from spile.data import Batch, batches, open_source
 from spile.errors import DataError, ModelError
-from spile.models import LoadedModel, load_model
+from spile.models import LoadedModel, load_model, parse
 from spile.preprocessing import ImagePreprocessing, Preprocessing, from_json
 from spile.probing.ridge import RidgeFit
 from spile.taps import tap as make_tap
@@ -22,14 +24,19 @@ from spile.taps import tap as make_tap
 Array = npt.NDArray[Any]
 
 FORMAT = 1
-_DESCRIPTION, _WEIGHTS, _NETWORK = "model.json", "network.safetensors", "network.pt2"
+_DESCRIPTION, _WEIGHTS, _NETWORK, _CONFIG = "model.json", "network.safetensors", "network.pt2", "config.json"
 _RIDGE, _SKOPS = "head.safetensors", "head.skops"
+_HERE = "hf:."
+"""The reference of a Hugging Face model whose configuration lies in the folder itself."""
+_LIBRARIES = ("timm", "torchvision", "demo")
+"""Their architectures are built by name; anything else that a folder names may be code."""
+_ARRAYS = ("mean", "scale", "coef", "intercept")
 _BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Deployed:
-    """A network truncated at one point, and the model fitted on what flows out. Made by `transfer`, read by `load`."""
+    """A network up to one point, and the model fitted on what flows out; made by `transfer` and `load`."""
 
     tap: Tap
     head: Any
@@ -42,47 +49,49 @@ class Deployed:
         classes = self.description["classes"]
         return None if classes is None else tuple(classes)
 
-    def features(self, images: Any) -> Array:
+    def features(self, data: Any) -> Array:
         """What flows out of the tap: float32 (n, features)."""
-        return np.concatenate([values for _, values in self._run(images, strict=True)])
+        return np.concatenate([values for _, values in self._run(data, strict=True)])
 
-    def predict(self, images: Any) -> Array:
+    def predict(self, data: Any) -> Array:
         """One label a sample (one number, for regression).
 
-        `images` is anything `spile.extract` reads: paths, Pillow images, arrays, a folder, texts for a text model. Raises
-        `DataError` naming a sample that cannot be read.
+        `data` is anything `spile.extract` reads: paths, Pillow images, arrays, a folder, texts for a text
+        model. Raises `DataError` naming a sample that cannot be read.
         """
-        found: Array = np.asarray(self.head.predict(self.features(images)))
+        found: Array = np.asarray(self.head.predict(self.features(data)))
         return found
 
-    def predict_proba(self, images: Any) -> Array:
-        """One row a sample, one column a class of `classes`. Of a ridge head: a softmax, which is not calibrated."""
-        if self.classes is None:
-            raise ModelError(
-                "this model was fitted on numbers and gives no probabilities: use predict(images)"
-            )
-        found: Array = np.asarray(self.head.predict_proba(self.features(images)))
+    def predict_proba(self, data: Any) -> Array:
+        """One row a sample, one column a class of `classes`. Ridge gives a softmax, not calibrated."""
+        if not self._has_probabilities:
+            fitted = "on numbers" if self.classes is None else f"with {type(self.head).__name__}"
+            raise ModelError(f"this model was fitted {fitted} and gives no probabilities: use predict")
+        found: Array = np.asarray(self.head.predict_proba(self.features(data)))
         return found
 
-    def predict_batches(self, data: Any) -> Any:
-        """Yield ``(batch, labels, probabilities or None)`` over `data`; unreadable samples are in ``batch.skipped``."""
+    def predict_batches(self, data: Any) -> Iterator[tuple[Batch, Array, Array | None]]:
+        """Yield ``(batch, labels, probabilities or None)``; unreadable samples are in ``batch.skipped``."""
         for batch, values in self._run(data, strict=False):
-            known = self.classes is not None and hasattr(self.head, "predict_proba") and len(values)
-            labels = self.head.predict(values) if len(values) else np.empty(0)
-            yield batch, labels, self.head.predict_proba(values) if known else None
+            if not len(values):
+                yield batch, np.empty(0), None
+                continue
+            sure = self.head.predict_proba(values) if self._has_probabilities else None
+            yield batch, np.asarray(self.head.predict(values)), sure
 
     def batch_features(self, batch: Batch) -> Array:
         """What flows out of the tap for one batch that is read already: float32 (n, features)."""
         return _features(self._engine(), batch)
 
-    def _run(self, data: Any, *, strict: bool) -> Any:
-        source = open_source(
-            [data] if isinstance(data, (str, Path)) and Path(data).is_file() and _is_image(data) else data
-        )
-        engine = self._engine()
+    @property
+    def _has_probabilities(self) -> bool:
+        return self.classes is not None and hasattr(self.head, "predict_proba")
+
+    def _run(self, data: Any, *, strict: bool) -> Iterator[tuple[Batch, Array]]:
         origin: LoadedModel | None = self.tap.origin
+        engine = self._engine()
         reading = batches(
-            source,
+            open_source([data] if isinstance(data, Image.Image) else data),
             self.preprocessing,
             batch_size=_BATCH,
             tokenizer=origin.tokenize if origin else None,
@@ -104,8 +113,10 @@ def _features(engine: Engine, batch: Batch) -> Array:
     return np.asarray(values).reshape(len(batch.records), -1)
 
 
-def _is_image(path: str | Path) -> bool:
-    return Path(path).suffix.lower() not in (".csv", ".parquet", ".npz")
+def named(tap: Tap) -> bool:
+    """Whether a library can build the tap's model again from its reference, without the user's own code."""
+    origin: LoadedModel | None = tap.origin
+    return origin is not None and parse(origin.reference).scheme in (*_LIBRARIES, "hf")
 
 
 def save(
@@ -116,124 +127,153 @@ def save(
     head: Any,
     preprocessing: Preprocessing | None,
     about: dict[str, Any],
+    exported: bool,
 ) -> None:
-    """Write the folder. `tap` has one point; `example` is a batch as the model takes it.
+    """Write the folder, in place of what it held.
 
-    A model that came from a reference is saved as that reference and the weights it needs to reach the point; a bare
-    object as an exported program. `about` is added to the description.
+    `tap` has one point; `example` is a batch as the model takes it. The network is saved as its reference and
+    the weights that are needed to reach the point or, if `exported`, as a program. `about` is added to the
+    description.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    backend = backend_of(tap.model)
-    (point,) = tap.points
-    origin: LoadedModel | None = tap.origin
-    if origin is not None:
-        network = {"reference": origin.reference, "address": point.address, "pool": str(point.pool)}
-        backend.save_reached(tap, example, folder / _WEIGHTS)
-    else:
-        network = {"reference": _NETWORK, "address": "@out:0", "pool": "auto"}
-        backend.export(tap, example, folder / _NETWORK)
-    if isinstance(head, RidgeFit):
-        classes = None if head.classes is None else head.classes.tolist()
-        _save_ridge(head, folder / _RIDGE)
-    else:
-        classes = (
-            [c.item() if isinstance(c, np.generic) else c for c in head.classes_]
-            if hasattr(head, "classes_")
-            else None
-        )
-        _save_estimator(head, folder / _SKOPS)
-    description = {
-        "format": FORMAT,
-        **network,
-        "preprocessing": preprocessing.to_json() if preprocessing else None,
-        "classes": classes,
-        "alpha": head.alpha if isinstance(head, RidgeFit) else None,
-        **about,
-    }
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        network = _save_network(draft, tap, example, exported=exported)
+        classes = _save_head(draft, head)
+        description = {
+            "format": FORMAT,
+            **network,
+            "preprocessing": preprocessing.to_json() if preprocessing else None,
+            "classes": classes,
+            "alpha": head.alpha if isinstance(head, RidgeFit) else None,
+            **about,
+        }
+        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        (draft / _DESCRIPTION).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] = ()) -> Deployed:
     """Load what `transfer` saved; ``run/`` and ``run/model`` both work. No code from the folder is run.
 
-    `trusted` names types beyond scikit-learn's own that a saved estimator may hold. Raises `ModelError` where the folder is
-    no saved model, or needs a type that is not trusted.
+    `trusted` names types beyond scikit-learn's own that a saved estimator may hold. Raises `ModelError`
+    where the folder is no saved model, or needs a type that is not trusted.
     """
     folder = Path(path)
     if not (folder / _DESCRIPTION).is_file() and (folder / "model" / _DESCRIPTION).is_file():
         folder = folder / "model"
     if not (folder / _DESCRIPTION).is_file():
         raise ModelError(
-            f"{path} holds no saved model (no {_DESCRIPTION}): give the folder that spile transfer wrote, e.g. run/model"
+            f"{path} holds no saved model (no {_DESCRIPTION}): give the folder that spile transfer wrote, "
+            "e.g. run/model"
         )
-    description = json.loads((folder / _DESCRIPTION).read_text())
-    if description.get("format") != FORMAT:
+    description = _read_description(folder)
+    loaded = _load_network(folder, description, device)
+    pool = description["pool"]
+    tapped = make_tap(loaded, description["address"], pool=None if pool == "none" else pool)
+    return Deployed(tapped, _load_head(folder, description, trusted), loaded.preprocessing, description)
+
+
+def untrusted_types(folder: Path) -> list[str]:
+    """The types that a saved head holds and that `load` would have to be told to trust."""
+    import skops.io
+
+    path = folder / _SKOPS
+    return sorted(skops.io.get_untrusted_types(file=path)) if path.is_file() else []
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / _DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = description.get("format")
+    except (ValueError, AttributeError):
+        raise ModelError(f"{path} is broken (no JSON object): run spile transfer again") from None
+    if version != FORMAT:
         raise ModelError(
-            f"{path} has format {description.get('format')!r}; this spile reads {FORMAT}: pip install --upgrade spile"
+            f"{path} has format {version!r}; this spile reads {FORMAT}: pip install --upgrade spile"
         )
-    loaded = _network(folder, description, device)
-    tapped = make_tap(loaded, description["address"], pool=_pool(description["pool"]))
-    head = (
-        _load_ridge(folder / _RIDGE, description)
-        if (folder / _RIDGE).is_file()
-        else _load_estimator(folder / _SKOPS, trusted)
-    )
-    return Deployed(tapped, head, from_json(description["preprocessing"]), description)
+    missing = {"reference", "address", "pool", "preprocessing", "classes", "alpha"} - set(description)
+    if missing:
+        raise ModelError(f"{path} is broken (no {', '.join(sorted(missing))}): run spile transfer again")
+    return dict(description)
 
 
-def _network(folder: Path, description: dict[str, Any], device: str | None) -> LoadedModel:
-    preprocessing = from_json(description["preprocessing"])
-    if description["reference"] == _NETWORK:
+def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> dict[str, Any]:
+    backend = backend_of(tap.model)
+    (point,) = tap.points
+    if exported:
+        backend.export(tap, example, folder / _NETWORK)
+        return {"reference": _NETWORK, "address": "@out:0", "pool": "none"}
+    backend.save_reached(tap, example, folder / _WEIGHTS)
+    configured = (folder / _CONFIG).is_file()
+    return {
+        "reference": _HERE if configured else tap.origin.reference,
+        "address": point.address,
+        "pool": str(point.pool),
+    }
+
+
+def _load_network(folder: Path, description: dict[str, Any], device: str | None) -> LoadedModel:
+    """The network with its preprocessing. The description may only name what runs no foreign code."""
+    reference = description["reference"]
+    if reference == _NETWORK:
         loaded = load_model(str(folder / _NETWORK), device=device)
     else:
-        loaded = load_model(
-            description["reference"],
-            pretrained=False,
-            device=device,
-            input_size=description.get("input_size"),
-        )
+        if reference != _HERE and parse(reference).scheme not in _LIBRARIES:
+            raise ModelError(
+                f"{folder} names the model {reference!r}: a saved model may only name those of "
+                f"{', '.join(_LIBRARIES)}, as anything else could run code. Run spile transfer again"
+            )
+        own = f"hf:{folder.resolve()}" if reference == _HERE else reference
+        size = description.get("input_size")
+        loaded = load_model(own, pretrained=False, device=device, input_size=size)
         backend_of(loaded.model).load_reached(loaded.model, folder / _WEIGHTS)
-    return replace(loaded, preprocessing=preprocessing or loaded.preprocessing)
+    if loaded.tokenize is not None:  # the tokenizer in the folder, not the one it was copied from
+        return loaded
+    return replace(loaded, preprocessing=from_json(description["preprocessing"]))
 
 
-def _pool(name: str) -> str | None:
-    return None if name == "none" else name
+def _save_head(folder: Path, head: Any) -> list[Any] | None:
+    """Write the head; returns its classes as JSON has them."""
+    if isinstance(head, RidgeFit):
+        from safetensors.numpy import save_file
+
+        arrays = {name: getattr(head, name) for name in _ARRAYS}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _RIDGE)
+        return None if head.classes is None else list(head.classes.tolist())
+    import skops.io
+
+    skops.io.dump(head, folder / _SKOPS)
+    return list(np.asarray(head.classes_).tolist()) if hasattr(head, "classes_") else None
 
 
-def _save_ridge(fit: RidgeFit, path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    arrays = {"mean": fit.mean, "scale": fit.scale, "coef": fit.coef, "intercept": fit.intercept}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
-
-
-def _load_ridge(path: Path, description: dict[str, Any]) -> RidgeFit:
+def _load_head(folder: Path, description: dict[str, Any], trusted: Sequence[str]) -> Any:
+    if (folder / _SKOPS).is_file():
+        return _load_estimator(folder, trusted)
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    arrays = load_file(path)
+    try:
+        stored = load_file(folder / _RIDGE)
+        mean, scale, coef, intercept = (stored[name] for name in _ARRAYS)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder / _RIDGE} cannot be read ({error}): run spile transfer again") from error
     classes = None if description["classes"] is None else np.asarray(description["classes"])
-    return RidgeFit(
-        mean=arrays["mean"],
-        scale=arrays["scale"],
-        coef=arrays["coef"],
-        intercept=arrays["intercept"],
-        alpha=description["alpha"],
-        classes=classes,
-    )
+    return RidgeFit(mean, scale, coef, intercept, description["alpha"], classes)
 
 
-def _save_estimator(head: Any, path: Path) -> None:
+def _load_estimator(folder: Path, trusted: Sequence[str]) -> Any:
     import skops.io
 
-    skops.io.dump(head, path)
-
-
-def _load_estimator(path: Path, trusted: Sequence[str]) -> Any:
-    import skops.io
-
-    unknown = sorted(set(skops.io.get_untrusted_types(file=path)) - set(trusted))
+    unknown = [name for name in untrusted_types(folder) if name not in trusted]
     if unknown:
         raise ModelError(
-            f"{path.name} holds types that are not trusted: {', '.join(unknown)}. If you trust them: spile.load(..., trusted={unknown})"
+            f"{folder / _SKOPS} holds types that are not trusted: {', '.join(unknown)}. If you trust them: "
+            f"spile.load({str(folder)!r}, trusted={unknown})"
         )
-    return skops.io.load(path, trusted=list(trusted))
+    return skops.io.load(folder / _SKOPS, trusted=list(trusted))

@@ -1,8 +1,9 @@
-"""Pictures for a run's report: thumbnails of samples, and where in an image three depths of the network are active."""
+"""Pictures for a run's report: thumbnails of samples, and where in an image the network is active."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from PIL import Image
 
 from spile.backend import backend_of
 from spile.data import BadSample, Source, Stream
-from spile.data.images import apply
 from spile.models import LoadedModel
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import Point
@@ -23,14 +23,14 @@ Array = npt.NDArray[Any]
 THUMBNAIL = 96
 MAP = 224
 
-_HEAT = np.array(
+_COLOURS = np.array(
     [(13, 8, 60), (84, 15, 109), (160, 44, 96), (222, 86, 55), (249, 155, 30), (252, 244, 160)], np.float64
 )
 """Dark violet to pale yellow; its lightness rises evenly, so it reads without colour too."""
 
 
 def thumbnail(source: Source | Stream, position: int, folder: Path) -> str | None:
-    """Save a small picture of one sample and return its path relative to the run; ``None`` where it is no image."""
+    """Save a small picture of one sample; its path relative to the run, ``None`` where it is no image."""
     if isinstance(source, Stream) or source.kind != "image":
         return None
     try:
@@ -52,51 +52,46 @@ def three_depths(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def activation_maps(
-    loaded: LoadedModel, points: Sequence[Point], images: Sequence[tuple[str, Array]], folder: Path
+    loaded: LoadedModel,
+    points: Sequence[Point],
+    images: Sequence[tuple[str, Array]],
+    folder: Path,
+    *,
+    prefix: str,
 ) -> list[dict[str, Any]]:
     """Draw where each point is active in each image, as the report's ``maps``.
 
-    `images` are titles with uint8 pixels (height, width, 3), already of the model's input size. A map is the length of the
-    channel vector at each cell, from the lowest (dark) to the highest (bright) of that image; a cell is drawn as a square
-    over the pixels that it would cover if the map were spread evenly, which is not quite where its receptive field lies.
+    `images` are titles with uint8 pixels (height, width, channels), already of the model's input size. A map
+    is the length of the channel vector at each cell, from the lowest (dark) to the highest (bright) of that
+    image; a cell is drawn as a square over the pixels that it would cover if the map were spread evenly,
+    which is not quite where its receptive field lies. `prefix` begins the names of the files.
     """
     if not points or not images or not isinstance(loaded.preprocessing, ImagePreprocessing):
         return []
-    drawn = []
     batch = np.stack([pixels for _, pixels in images])
-    tapped = make_tap(
-        loaded, [p.address for p in points], pool=None, example=(2, batch.shape[3], *batch.shape[1:3])
-    )
-    engine = backend_of(loaded.model).engine(tapped, preprocessing=loaded.preprocessing, precision="float32")
-    strengths = {
-        name: _strength(values, point)
-        for (name, values), point in zip(engine(batch).items(), tapped.points, strict=True)
-    }
-    tapped.close()
-    for index, (title, pixels) in enumerate(images):
-        levels = [
-            {
-                "point": name,
-                "picture": _save_map(values[index], pixels, folder / f"map-{folder_index(folder)}.png"),
-                "note": None,
-            }
-            for name, values in strengths.items()
-        ]
-        for level, values in zip(levels, strengths.values(), strict=True):
-            level["note"] = f"{values.shape[1]} × {values.shape[2]} cells"
-        picture = _save(Image.fromarray(np.squeeze(pixels)), folder / f"map-{folder_index(folder)}.png")
-        drawn.append({"title": title, "picture": picture, "levels": levels})
-    return drawn
-
-
-def fit_to(pixels: Array, preprocessing: ImagePreprocessing) -> Array:
-    """Resize and crop uint8 pixels as the model's preprocessing does."""
-    return apply(pixels, preprocessing)
-
-
-def folder_index(folder: Path) -> int:
-    """A number that no map in the folder has yet."""
-    return len(list(folder.glob("map-*.png")))
+    shape = (2, batch.shape[3], *batch.shape[1:3])
+    tapped = make_tap(loaded, [point.address for point in points], pool=None, example=shape)
+    with closing(tapped):
+        engine = backend_of(loaded.model).engine(
+            tapped, preprocessing=loaded.preprocessing, precision="float32"
+        )
+        found = engine(batch)
+        strengths = {point.name: _strength(found[point.name], point) for point in tapped.points}
+    return [
+        {
+            "title": title,
+            "picture": _save(Image.fromarray(np.squeeze(pixels)), folder / f"{prefix}-{index}.png"),
+            "levels": [
+                {
+                    "point": name,
+                    "picture": _save(_heat(cells[index], pixels), folder / f"{prefix}-{index}-{level}.png"),
+                    "note": f"{cells.shape[1]} × {cells.shape[2]} cells",
+                }
+                for level, (name, cells) in enumerate(strengths.items())
+            ],
+        }
+        for index, (title, pixels) in enumerate(images)
+    ]
 
 
 def _strength(values: Array, point: Point) -> Array:
@@ -106,22 +101,25 @@ def _strength(values: Array, point: Point) -> Array:
     return lengths
 
 
-def _save_map(strength: Array, pixels: Array, path: Path) -> str:
+def _heat(strength: Array, pixels: Array) -> Image.Image:
+    """The cells in colour over the image in grey."""
     low, high = float(strength.min()), float(strength.max())
     level = (strength - low) / (high - low) if high > low else np.zeros_like(strength)
-    place = level * (len(_HEAT) - 1)
-    below = np.minimum(place.astype(int), len(_HEAT) - 2)
-    colour = _HEAT[below] + (place - below)[..., None] * (_HEAT[below + 1] - _HEAT[below])
+    place = level * (len(_COLOURS) - 1)
+    below = np.minimum(place.astype(int), len(_COLOURS) - 2)
+    colour = _COLOURS[below] + (place - below)[..., None] * (_COLOURS[below + 1] - _COLOURS[below])
+    heat = Image.fromarray(colour.round().astype(np.uint8))
+    grey = Image.fromarray(np.squeeze(pixels)).convert("L").convert("RGB")
     size = _shown(pixels)
-    heat = Image.fromarray(colour.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    grey = (
-        Image.fromarray(np.squeeze(pixels)).convert("L").convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return Image.blend(
+        grey.resize(size, Image.Resampling.BICUBIC), heat.resize(size, Image.Resampling.NEAREST), 0.65
     )
-    return _save(Image.blend(grey, heat, 0.65), path)
 
 
 def _save(image: Image.Image, path: Path) -> str:
-    image.convert("RGB").resize(_shown(np.asarray(image)), Image.Resampling.BICUBIC).save(path, optimize=True)
+    """Save a picture at the size it is shown in; returns its path relative to the run."""
+    shown = image.convert("RGB").resize(_shown(np.asarray(image)), Image.Resampling.BICUBIC)
+    shown.save(path, optimize=True)
     return f"{path.parent.name}/{path.name}"
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 import spile
-from spile.backend import Tap
 from spile.data import BadSample, Source, Stream
+from spile.data.images import apply
 from spile.models import LoadedModel
 from spile.observation import Call
 from spile.preprocessing import ImagePreprocessing
 from spile.probing import pictures
 from spile.probing.result import ProbeResult, ProbeRow
-from spile.probing.rows import Split
+from spile.probing.rows import Split, labels_of
+from spile.resolution import Point
 from spile.store import Store
 
 Array = npt.NDArray[Any]
@@ -30,11 +34,22 @@ _QUERIES, _NEAREST, _MISTAKES, _MAPS, _SKIPPED = 6, 6, 12, 3, 50
 _MAP_SIDE = 224
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """The saved model, loaded back and held against the one that was measured."""
+
+    point: str
+    max_abs_difference: float
+    """Of the features of a few samples."""
+    labels_identical: bool | None
+    """``None`` for regression."""
+
+
 def write_record(
     folder: Path,
     *,
     loaded: LoadedModel,
-    tap: Tap,
+    points: Sequence[Point],
     whole: Call,
     source: Source | Stream,
     store: Store,
@@ -45,14 +60,18 @@ def write_record(
     shots: int | None,
     title: str | None,
     command: str | None,
-    verification: Mapping[str, Any],
+    verified: Verified,
     timings: Sequence[Mapping[str, Any]],
     show: Sequence[tuple[str, Any]],
 ) -> None:
-    """Write ``run.json``, ``probe.json`` and the pictures. The first result and split are the run's own, `whole` is the
-    model's dry pass, `show` are further images for the activation maps, as ``(title, pixels)``.
+    """Write ``run.json``, ``probe.json`` and the pictures, in place of an earlier run's.
+
+    The first result and split are the run's own, `whole` is the model's dry pass, `points` are what was
+    extracted, `show` are further images for the activation maps, as ``(title, pixels)``.
     """
     result, split, held_out = results[0], splits[0], test_scores[0]
+    shutil.rmtree(folder / "pictures", ignore_errors=True)
+    (folder / "pictures").mkdir()
     name = store.manifest.recorded["model"]
     record = {
         "schema": 1,
@@ -61,7 +80,7 @@ def write_record(
         "command": command,
         "model": {
             "reference": name,
-            "name": type(tap.model).__name__,
+            "name": type(loaded.model).__name__,
             "params": whole.params,
             "macs": whole.macs,
             "input": _input(whole),
@@ -75,17 +94,17 @@ def write_record(
             "labels_per_class": shots,
         },
         "metric": result.metric,
-        "table": [_row(row, result, held_out) for row in result.table],
+        "table": [_row(row, result, held_out, store) for row in result.table],
         "chosen": _chosen(result, head, held_out, split),
         "seeds": [_seed(n, r, s) for n, (r, s) in enumerate(zip(results, test_scores, strict=True))]
         if len(results) > 1
         else [],
         **_samples(store, result, head, split, source, folder / "pictures"),
-        "maps": _maps(loaded, tap, source, store, split, show, folder / "pictures"),
+        "maps": _maps(loaded, points, source, store, split, show, folder / "pictures"),
         "timings": timings,
         "skipped": store.skipped.select(["id", "reason"]).slice(0, _SKIPPED).to_pylist(),
         "skipped_total": store.skipped.num_rows,
-        "verification": verification,
+        "verification": asdict(verified),
         "versions": _versions(store),
         "fingerprint": store.fingerprint,
         "environment": {
@@ -99,12 +118,14 @@ def write_record(
     _write_json(folder / "probe.json", [r.to_json() for r in results])
 
 
-def _row(row: ProbeRow, result: ProbeResult, held_out: Mapping[str, float]) -> dict[str, Any]:
+def _row(row: ProbeRow, result: ProbeResult, held_out: Mapping[str, float], store: Store) -> dict[str, Any]:
     raw = row.baseline == "raw"
+    stored = store.points.get(row.point)
     return {
         "point": row.point,
         "address": row.address,
         "pool": row.pool,
+        "type": stored.info.get("type") if stored and not raw else None,
         "score": row.score,
         "stderr": row.stderr,
         "test_score": held_out.get(row.point),
@@ -152,41 +173,39 @@ def _samples(
     store: Store, result: ProbeResult, head: Any, split: Split, source: Source | Stream, folder: Path
 ) -> dict[str, Any]:
     """Confusion, worst mistakes and nearest neighbours on the rows that only measure."""
-    if result.classes is None or not len(split.test):
+    if not len(split.test):
         return {}
-    labels, point = np.asarray(store.labels), result.best.point
-    features = store[point].take(split.test).reshape(len(split.test), -1)
-    predicted = np.asarray(head.predict(features))
-    true = labels[split.test]
-    confidence = (
-        head.predict_proba(features).max(axis=1) if hasattr(head, "predict_proba") else np.zeros(len(true))
-    )
-    classes = np.asarray(result.classes)
-    matrix = np.zeros((len(classes), len(classes)), int)
-    np.add.at(matrix, (np.searchsorted(classes, true), np.searchsorted(classes, predicted)), 1)
+    neighbors = _neighbors(store, result.best.point, split, source, folder)
+    if result.classes is None:
+        return {"neighbors": neighbors}
+    features = store[result.best.point].take(split.test).reshape(len(split.test), -1)
+    true, predicted = labels_of(store, split.test), np.asarray(head.predict(features))
+    sure = head.predict_proba(features).max(axis=1) if hasattr(head, "predict_proba") else None
+    labels = np.union1d(np.asarray(result.classes), true)
+    matrix = np.zeros((len(labels), len(labels)), int)
+    np.add.at(matrix, (np.searchsorted(labels, true), np.searchsorted(labels, predicted)), 1)
     wrong = np.flatnonzero(true != predicted)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES]
-    return {
-        "confusion": {"labels": classes, "matrix": matrix, "split": "test"},
-        "mistakes": [
-            {
-                **_sample(store, source, split.test[i], folder),
-                "predicted": predicted[i],
-                "confidence": confidence[i],
-            }
-            for i in worst
-        ],
-        "neighbors": _neighbors(store, point, split, source, folder),
-    }
+    if sure is not None:
+        wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
+    mistakes = [
+        {
+            **_sample(store, source, split.test[i], folder),
+            "predicted": predicted[i],
+            "confidence": None if sure is None else sure[i],
+        }
+        for i in wrong[:_MISTAKES]
+    ]
+    confusion = {"labels": labels, "matrix": matrix, "split": "test"}
+    return {"confusion": confusion, "mistakes": mistakes, "neighbors": neighbors}
 
 
 def _neighbors(
     store: Store, point: str, split: Split, source: Source | Stream, folder: Path
 ) -> list[dict[str, Any]]:
     """The samples nearest to a few test samples, spread over the test rows; the sample itself left out."""
-    if len(store[point].shape) != 1:
+    if store.points[point].variable:
         return []
-    queries = split.test[np.linspace(0, len(split.test) - 1, min(_QUERIES, len(split.test))).astype(int)]
+    queries = _spread(split.test, _QUERIES)
     found = store.neighbors(point, store[point].take(queries), k=min(_NEAREST + 1, len(store)))
     rows = []
     for query, near, distances in zip(queries, found.rows, found.distances, strict=True):
@@ -201,6 +220,12 @@ def _neighbors(
     return rows
 
 
+def _spread(rows: Array, count: int) -> Array:
+    """Up to `count` of the rows, at even distances, the first and the last among them."""
+    chosen: Array = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    return chosen
+
+
 def _sample(store: Store, source: Source | Stream, row: int, folder: Path) -> dict[str, Any]:
     labels = store.labels
     return {
@@ -212,33 +237,30 @@ def _sample(store: Store, source: Source | Stream, row: int, folder: Path) -> di
 
 def _maps(
     loaded: LoadedModel,
-    tap: Tap,
+    points: Sequence[Point],
     source: Source | Stream,
     store: Store,
     split: Split,
     show: Sequence[tuple[str, Any]],
     folder: Path,
 ) -> list[dict[str, Any]]:
-    points = pictures.three_depths(tap.points)
-    if (
-        isinstance(source, Stream)
-        or source.kind != "image"
-        or not isinstance(loaded.preprocessing, ImagePreprocessing)
-    ):
+    """Activation maps of a few held-out images at the model's input size, then of `show`, larger."""
+    preprocessing = loaded.preprocessing
+    if not isinstance(preprocessing, ImagePreprocessing):
         return []
-    rows = split.test if len(split.test) else split.train
     images = []
-    for row in rows[np.linspace(0, len(rows) - 1, min(_MAPS, len(rows))).astype(int)]:
-        try:
-            pixels = source.read(int(store.positions[row]))
-        except BadSample:
-            continue
-        images.append((str(store.ids[row]), pictures.fit_to(pixels, loaded.preprocessing)))
-    drawn = pictures.activation_maps(loaded, points, images, folder)
-    larger = loaded.preprocessing.at(_MAP_SIDE)
-    return drawn + pictures.activation_maps(
-        loaded, points, [(t, pictures.fit_to(p, larger)) for t, p in show], folder
-    )
+    if not isinstance(source, Stream) and source.kind == "image":
+        for row in _spread(split.test if len(split.test) else split.train, _MAPS):
+            with suppress(BadSample):
+                pixels = source.read(int(store.positions[row]))
+                images.append((str(store.ids[row]), apply(pixels, preprocessing)))
+    levels = pictures.three_depths(points)
+    larger = preprocessing.at(_MAP_SIDE)
+    shown = [(title, apply(pixels, larger)) for title, pixels in show]
+    return [
+        *pictures.activation_maps(loaded, levels, images, folder, prefix="map"),
+        *pictures.activation_maps(loaded, levels, shown, folder, prefix="shown"),
+    ]
 
 
 def _input(whole: Call) -> str | None:
@@ -269,17 +291,23 @@ def _cpu() -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    draft = path.with_name(f".{path.name}.part")
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NumPy values and tuples as JSON has them; a number that is not finite as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not np.isfinite(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from spile.errors import ProbeError
+from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows
 from spile.store import Store
 
+Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
 
 _TEST_SPLITS = ("test", "val", "valid", "validation")
@@ -27,86 +30,115 @@ class Split:
 
 
 def split_rows(store: Store, *, shots: int | None, seed: int) -> Split:
-    """Training and test rows: as the data's own splits say, else a fifth set aside, stratified and by whole groups.
+    """Training and test rows: as the data's own splits say, else a fifth set aside, stratified, whole groups.
 
-    With `shots`, that many rows of every class are drawn for training; where the data has no test split, all others test.
-    Raises `ProbeError` where there are no labels or a class has too few rows.
+    With `shots`, that many rows of every class are drawn for training; where the data has no test split, the
+    others test, less those of a drawn row's group. Raises `ProbeError` where there are no labels or a class
+    has too few rows.
     """
     labelled = _labelled(store)
-    own = np.asarray(store.splits if store.splits is not None else [None] * len(store), dtype=object)
-    train = labelled[own[labelled] == "train"]
-    test = next(
-        (rows for name in _TEST_SPLITS if len(rows := labelled[own[labelled] == name])), np.empty(0, np.intp)
-    )
+    splits = [None] * len(store) if store.splits is None else list(store.splits)
+    train = np.intersect1d(labelled, selection_rows(splits))
     if not len(train):
-        train = np.setdiff1d(labelled, test)
+        names = ", ".join(sorted({repr(name) for name in splits if name is not None}))
+        raise ProbeError(
+            f"no labelled row to fit on: the splits are {names}, but rows of 'train' or without a split are "
+            "needed"
+        )
+    test = _first_test_split(labelled, splits)
     if shots is not None:
-        drawn = _draw(store, train, shots, seed)
-        return Split(drawn, test if len(test) else np.setdiff1d(train, drawn))
+        drawn = _draw(labels_of(store, train), train, shots, seed)
+        return Split(drawn, test if len(test) else _others(store, train, drawn))
     if len(test):
         return Split(train, test)
     return _set_aside(store, train, seed)
 
 
+def labels_of(store: Store, rows: Rows) -> Array:
+    """The labels of `rows`, all of which have one: (n,) strings, integers or floats."""
+    return np.asarray(np.asarray(store.labels)[rows].tolist())
+
+
+def check_labels(labels: Iterable[Any]) -> None:
+    """Raise `ProbeError` where all samples have the same label, before any work is done."""
+    known: set[Any] = set()
+    for label in labels:
+        if label is None or label != label or isinstance(label, float):
+            return
+        known.add(label)
+        if len(known) > 1:
+            return
+    if known:
+        raise ProbeError(
+            f"all samples have the label {known.pop()!r}: a classifier needs two classes. Add samples of "
+            "another class"
+        )
+
+
 def _labelled(store: Store) -> Rows:
-    labels = store.labels
-    known = (
-        []
-        if labels is None
-        else [i for i, label in enumerate(labels) if label is not None and label == label]
-    )
+    values: list[Any] = [] if store.labels is None else list(store.labels)
+    known = [i for i, label in enumerate(values) if label is not None and label == label]
     if not known:
         raise ProbeError(
-            "the data has no labels: put images into one folder a class, or give a manifest with a label column"
+            "the data has no labels: put images into one folder a class, or give a manifest with a label "
+            "column"
         )
     return np.asarray(known, dtype=np.intp)
 
 
-def _draw(store: Store, rows: Rows, shots: int, seed: int) -> Rows:
+def _first_test_split(labelled: Rows, splits: list[Any]) -> Rows:
+    own = np.asarray(splits, dtype=object)[labelled]
+    found = (labelled[own == name] for name in _TEST_SPLITS)
+    return next((rows for rows in found if len(rows)), np.empty(0, np.intp))
+
+
+def _draw(labels: Array, rows: Rows, shots: int, seed: int) -> Rows:
     if shots < 2:
         raise ProbeError(f"shots={shots} is too few to cross-validate: write shots=2 or more")
-    labels = np.asarray(store.labels)[rows]
     rng = np.random.default_rng(seed)
     drawn = []
     for label in np.unique(labels):
         members = rng.permutation(rows[labels == label])
         if len(members) < shots:
             raise ProbeError(
-                f"class {label!r} has {len(members)} training rows, fewer than shots={shots}: write shots={len(members)}"
+                f"class {label.item()!r} has {len(members)} training rows, fewer than shots={shots}: write "
+                f"shots={max(2, len(members))}, or add rows"
             )
         drawn.append(members[:shots])
     return np.sort(np.concatenate(drawn))
 
 
-def _set_aside(store: Store, rows: Rows, seed: int) -> Split:
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+def _others(store: Store, rows: Rows, drawn: Rows) -> Rows:
+    others = np.setdiff1d(rows, drawn)
+    groups = _groups(store)
+    return others if groups is None else others[~np.isin(groups[others], groups[drawn])]
 
-    labels = np.asarray(store.labels)[rows]
-    groups = (
-        None
-        if store.groups is None
-        else np.asarray([g if g is not None else f"\0{i}" for i, g in enumerate(store.groups)])[rows]
-    )
-    classes, counts = np.unique(labels, return_counts=True)
+
+def _set_aside(store: Store, rows: Rows, seed: int) -> Split:
+    """The first fifth that leaves two rows of every class to fit on."""
+    labels, groups = labels_of(store, rows), _groups(store)
     regression = labels.dtype.kind == "f"
+    mine = None if groups is None else groups[rows]
+    classes, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not regression and counts.min() < 2:
         raise ProbeError(
-            f"class {classes[counts.argmin()]!r} has one row only: at least 2 are needed to fit and to measure"
+            f"class {classes[counts.argmin()].item()!r} has one row only: add rows of it, or leave it out"
         )
-    if len(rows) < _PARTS:
-        raise ProbeError(
-            f"{len(rows)} labelled rows are too few to fit and to measure: at least {_PARTS} are needed"
-        )
-    folder: Any
-    if groups is not None:
-        folder = (
-            GroupKFold(_PARTS)
-            if regression
-            else StratifiedGroupKFold(_PARTS, shuffle=True, random_state=seed)
-        )
-    elif regression:
-        folder = KFold(_PARTS, shuffle=True, random_state=seed)
-    else:
-        folder = StratifiedKFold(min(_PARTS, int(counts.min())), shuffle=True, random_state=seed)
-    train, test = next(iter(folder.split(rows, labels, groups)))
-    return Split(rows[train], rows[test])
+    parts = possible_folds(y, cv=_PARTS, groups=mine, stratify=not regression)
+    if len(rows) < _PARTS or parts < 2:
+        units = "labelled rows" if mine is None else "groups of labelled rows"
+        raise ProbeError(f"too few {units} to fit and to measure: add rows, or give a split column")
+    (folds,) = assign_folds(y, folds=parts, seed=seed, groups=mine, stratify=not regression)
+    for part in range(int(folds.max()) + 1):
+        kept = folds != part
+        if regression or np.bincount(y[kept], minlength=len(classes)).min() >= 2:
+            return Split(rows[kept], rows[~kept])
+    raise ProbeError(
+        "every fifth that could be set aside to measure leaves a class with less than two rows to fit on: "
+        "add rows of the rare classes, in other groups, or give a split column"
+    )
+
+
+def _groups(store: Store) -> Rows | None:
+    """(n,) numbers; a row without a group is one of its own."""
+    return None if store.groups is None else group_codes(list(store.groups))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from spile.data.source import Record, Skipped
 
-COMMIT_BYTES = 32 << 20
+COMMIT_BYTES = 8 << 20
 COMMIT_SECONDS = 10.0
 _SHARE_LOST = 0.02
 """A long run commits ever more rarely: a kill costs at most this share of it, and versions stay few."""

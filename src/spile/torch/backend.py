@@ -13,6 +13,7 @@ from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
 from spile.torch.deploying import save_reached
 from spile.torch.engines import EagerEngine, model_inputs
+from spile.torch.exporting import export_tap as export
 from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.taps import Tap
@@ -22,6 +23,7 @@ __all__ = [
     "architecture_hash",
     "engine",
     "example",
+    "export",
     "load_reached",
     "observe",
     "save_reached",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from spile.errors import ModelError
+from spile.preprocessing import TextPreprocessing
+from spile.torch.loading import first_line
 from spile.torch.quiet import watching_calls
 from spile.torch.taps import Tap
 from spile.torch.trees import arguments, names_of, unwrap, unwrapped_name
@@ -16,30 +21,77 @@ from spile.torch.weights import save_weights
 
 
 def save_reached(tap: Tap, example: Any, path: Path) -> None:
-    """Save the weights of the layers that run until the tap's deepest point; later ones are left out."""
-    save_weights(unwrap(tap.model), path, keep=_reached(tap, example))
+    """Save the weights that the tap's pass needs; layers past the deepest point are left out.
+
+    Of a Hugging Face model the configuration, and the tokenizer where it reads text, are laid beside them,
+    so that the folder loads as ``hf:FOLDER`` without a network.
+    """
+    model = unwrap(tap.model)
+    save_weights(model, path, keep=_reached(tap, example))
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        try:
+            config.save_pretrained(path.parent)
+            _save_tokenizer(tap.origin, path.parent)
+        except OSError as error:
+            raise ModelError(f"the model cannot be saved to {path.parent}: {first_line(error)}") from error
+
+
+def _save_tokenizer(origin: Any, folder: Path) -> None:
+    if origin is not None and isinstance(origin.preprocessing, TextPreprocessing):
+        from transformers import AutoTokenizer
+
+        name = origin.preprocessing.tokenizer
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(folder)
 
 
 def _reached(tap: Tap, example: Any) -> set[str]:
-    """State-dict keys and prefixes: all of a layer that was left or tapped, a layer's own once it was entered."""
-    names = {module: unwrapped_name(found[0]) for module, found in names_of(unwrap(tap.model)).items()}
-    tapped = {point.path for point in tap.points}
-    kept: set[str] = set()
+    """State-dict keys and prefixes of what the pass runs through, and of every tensor an operation reads.
 
-    def watch(module: nn.Module, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        path = names.get(module)
-        if path is None:
-            return run()
-        start = f"{path}." if path else ""
-        kept.update(start + name for name in (*module._parameters, *module._buffers))
-        if path in tapped:
-            kept.add(path)
+    The first are all of a layer that was left; the second are weights that are used without running the layer
+    they belong to, and those of a layer that was entered only.
+    """
+    model = unwrap(tap.model)
+    names = {module: unwrapped_name(found[0]) for module, found in names_of(model).items()}
+    kept = {point.path for point in tap.points if point.side == "out"}
+
+    def watch(module: nn.Module, run: Callable[[], Any], *_: Any) -> Any:
         output = run()
-        if path:
-            kept.add(path)
+        if names.get(module):
+            kept.add(names[module])
         return output
 
     args, kwargs = arguments(example)
-    with torch.no_grad(), watching_calls(watch):
+    with torch.no_grad(), _Reads() as reads, watching_calls(watch):
         tap(*args, **kwargs)
-    return kept
+    used = (
+        key for key, value in model.state_dict().items() if isinstance(value, Tensor) and reads.saw(value)
+    )
+    return kept | {unwrapped_name(key) for key in used}
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the memory of every tensor that an operation is given."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._memory: set[int] = set()
+
+    def saw(self, tensor: Tensor) -> bool:
+        """Whether an operation was given this tensor, or a view of it."""
+        return _place(tensor) in self._memory
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation."""
+        self._memory.update(map(_place, _tensors((args, kwargs))))
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -12,7 +12,7 @@ from torch import Tensor
 from spile.backend import Precision, Tap
 from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
-from spile.torch.trees import device_of, transform
+from spile.torch.trees import device_of, from_array, transform
 
 
 class EagerEngine:
@@ -53,7 +53,7 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "float arrays"
             )
         pixels = (
-            torch.from_numpy(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)
+            from_array(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)
         )  # channels-last memory
         mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from spile.errors import ModelError
-from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
+from spile.preprocessing import ImagePreprocessing, Interpolation, Preprocessing, TextPreprocessing
 from spile.torch import downloads
 from spile.torch.loading import Built, Options, Tokenize, first_line, library
 from spile.torch.weights import assign_weights, read_weights
 
-_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in Pillow's numbering
+_INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""In Pillow's numbering."""
 
 
 def from_hub(name: str, options: Options) -> Built:
@@ -106,12 +107,12 @@ def _processor_preprocessing(processor: Any) -> ImagePreprocessing:
 def _processor_geometry(processor: Any) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
     size = dict(processor.size) if processor.do_resize else {}
     crop = (processor.crop_size["height"], processor.crop_size["width"]) if processor.do_center_crop else None
-    edge, sides = size.get("shortest_edge"), (size.get("height"), size.get("width"))
+    edge = size.get("shortest_edge")
     if _is_standard(processor) and not processor.do_pad:
         if set(size) <= {"shortest_edge"}:
             return edge, crop
         if set(size) == {"height", "width"}:
-            return sides, crop
+            return (size["height"], size["width"]), crop
     elif type(processor).__name__.startswith("ConvNextImageProcessor") and crop is None and edge is not None:
         return (int(edge / processor.crop_pct), (edge, edge)) if edge < 384 else ((edge, edge), None)
     raise ModelError(

@@ -62,8 +62,8 @@ def channels_of(module: nn.Module, call: Call) -> Channels | None:
         return None
     shape, first = call.outputs[0].shape, isinstance(module, _FIRST)
     count = _count(module)
-    if not first and len(shape) == 4 and shape[1] == count != shape[3]:
-        first = True  # LayerNorm2d of timm and torchvision moves the channels there and back
+    if len(shape) == 4 and ("2d" in type(module).__name__ or shape[1] == count != shape[3]):
+        first = True  # a LayerNorm2d, by whatever name, moves the channels there and back
     return Channels(first, count, len(shape))
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from spile import structure
 from spile.address import Side
@@ -90,6 +91,30 @@ class _FakeTensors(FakeTensorMode):
             raise
 
 
+class _Meter(TorchDispatchMode):
+    """Counts operations. Unlike `FlopCounterMode` it asks nothing of gradients, and knows nothing of modules."""
+
+    operations = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one of the two samples."""
+        return self.operations // 4
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:  # what a composite operation consists of, as in inference mode they come whole
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if count is not None:
+            self.operations += int(count(*args, **kwargs, out_val=out))
+        return out
+
+
 @dataclass(frozen=True)
 class _Subject:
     """What the dry passes run on."""
@@ -101,7 +126,7 @@ class _Subject:
 
     def run(self, inputs: Inputs) -> list[Call]:
         """One recorded pass."""
-        meter = FlopCounterMode(display=False)
+        meter = _Meter()
         with ExitStack() as stack:
             stack.enter_context(quiet_pass(self.model, evaluate=True))
             stack.enter_context(torch.no_grad())
@@ -111,6 +136,7 @@ class _Subject:
                 self.fake.failed = None
                 inputs = _each(inputs, self.fake.from_tensor)
                 stack.enter_context(_quiet_fake_tensors())
+                stack.enter_context(_no_autocast_cache())
                 stack.enter_context(self.fake)
             stack.enter_context(meter)
             originals = set() if self.model is self.base else set(self.base.modules())
@@ -203,8 +229,19 @@ def _quiet_fake_tensors() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Autocast keeps the weights it has cast for the passes that follow; those must not get fake ones."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
 def _record(
-    model: nn.Module, originals: set[nn.Module], meter: FlopCounterMode, inputs: Inputs
+    model: nn.Module, originals: set[nn.Module], meter: _Meter, inputs: Inputs
 ) -> list[Call]:
     calls: list[Call] = []
     names = names_of(model)
@@ -212,9 +249,6 @@ def _record(
     clock = count()
     alive: list[Tensor] = []  # keeps every tensor, so that an identity is never used twice
     needed = _NeededParameters()
-
-    def macs() -> int:
-        return int(meter.get_total_flops()) // 4  # two operations a multiply-accumulate, two samples
 
     def items(value: Any) -> tuple[Item, ...]:
         found = list(tensors(value))
@@ -240,7 +274,7 @@ def _record(
             end=0,
             inputs=items(given(args, kwargs)),
             outputs=(),
-            macs_before=macs(),
+            macs_before=meter.macs,
             macs=0,
             params_before=needed.total,
             params=0,
@@ -249,7 +283,7 @@ def _record(
         output = run()
         needed.leave(module)
         calls.append(
-            replace(entered, end=next(clock), outputs=items(output), macs=macs(), params=needed.total)
+            replace(entered, end=next(clock), outputs=items(output), macs=meter.macs, params=needed.total)
         )
         return output
 

@@ -45,7 +45,7 @@ def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0:
-        return function(_from_array(np.asarray(value)))
+        return function(from_array(np.asarray(value)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(transform(v, function) for v in value))
     if isinstance(value, (tuple, list)):
@@ -55,7 +55,7 @@ def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Tensor:
+def from_array(array: np.ndarray[Any, Any]) -> Tensor:
     """Doubles, NumPy's default, become floats, PyTorch's; read-only memory is copied."""
     dtype = np.float32 if array.dtype == np.float64 else None
     return torch.from_numpy(np.require(array, dtype, ("C", "W")))

@@ -1,0 +1,104 @@
+"""A tap as an exported program (`.pt2`) that needs neither the model's Python nor what lies past the tap."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind
+
+from spile.errors import ModelError
+from spile.torch.loading import first_line
+from spile.torch.taps import Tap
+from spile.torch.trees import arguments, tensors, transform
+
+
+def export_tap(tap: Tap, example: Any, path: Path) -> None:
+    """Save a program that maps a batch, of any number of samples, to the tuple of the tap's pooled tensors.
+
+    `example` is a batch as the model takes it. Operations past the deepest point and weights that nothing
+    reads are not in the file. Raises `ModelError` where PyTorch cannot trace the model, or only for one
+    number of samples.
+    """
+    args, kwargs = arguments(_two_or_more(example))
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for _, tensor in tensors((args, kwargs)):
+        # The number of samples must stay free; whether the length of texts may vary, PyTorch finds out.
+        lengths = () if tensor.is_floating_point() else range(1, tensor.ndim)
+        shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
+    try:
+        with torch.no_grad(), _evaluating(tap.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, about its own exporter
+            traced = torch.export.export(_Flows(tap), args, kwargs, dynamic_shapes=shapes, strict=False)
+            # Without in-place operations dead code is recognised as such.
+            program = _pruned(traced.run_decompositions({}))
+    except Exception as error:  # tracing runs the model's own code: anything may come out
+        raise ModelError(
+            f"{type(tap.model).__name__} cannot be exported by torch {torch.__version__} "
+            f"({first_line(error)}): pass a reference such as 'timm:resnet50' or 'hf:./FOLDER' in place of "
+            "the model object"
+        ) from error
+    try:
+        torch.export.save(program, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
+        raise ModelError(f"the model cannot be saved to {path}: {first_line(error)}") from error
+
+
+class _Flows(nn.Module):
+    """The tap with a plain tuple for its output."""
+
+    def __init__(self, tap: Tap) -> None:
+        super().__init__()
+        self.tap = tap
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(self.tap(*args, **kwargs).values())
+
+
+def _two_or_more(example: Any) -> Any:
+    """The batch, doubled where it is a single sample: a program traced with one would take one only."""
+    return transform(example, lambda t: torch.cat([t, t]) if len(t) == 1 else t)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _pruned(program: ExportedProgram) -> ExportedProgram:
+    """The same program without operations and weights that nothing reads."""
+    graph = program.graph
+    graph.eliminate_dead_code()
+    inputs = {node.name: node for node in graph.find_nodes(op="placeholder")}
+    unused = [
+        spec
+        for spec in program.graph_signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        and not inputs[spec.arg.name].users
+    ]
+    for spec in unused:
+        graph.erase_node(inputs[spec.arg.name])
+        program.graph_signature.input_specs.remove(spec)
+    _drop(program.state_dict, program)
+    _drop(program.constants, program)
+    program.graph_module.recompile()
+    return program
+
+
+def _drop(values: MutableMapping[str, Any], program: ExportedProgram) -> None:
+    used = {spec.target for spec in program.graph_signature.input_specs}
+    for name in [name for name in values if name not in used]:
+        del values[name]

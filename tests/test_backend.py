@@ -1,0 +1,92 @@
+"""Whose model is it: answered from what is loaded, Keras first. And what a tap returns."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spile.torch.backend
+from spile.backend import Activations, Backend, backend_of
+from spile.errors import ModelError
+
+
+def test_a_torch_module_has_the_torch_backend() -> None:
+    assert backend_of(nn.Linear(1, 1)) is spile.torch.backend
+
+
+@pytest.mark.parametrize(
+    "model", [3, "x", nn.Linear, lambda x: x, None], ids=["int", "str", "class", "function", "None"]
+)
+def test_anything_else_is_refused_with_what_to_pass(model: Any) -> None:
+    with pytest.raises(ModelError) as caught:
+        backend_of(model)
+    message = str(caught.value)
+    assert message.startswith(f"{type(model).__name__} is no model of a framework that is loaded")
+    assert "torch.nn.Module" in message
+    assert "'timm:resnet50'" in message
+
+
+def test_keras_is_asked_first_because_its_models_may_be_torch_modules_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keras = types.ModuleType("keras")
+    keras.Model = type("Model", (nn.Module,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    with pytest.raises(ModelError, match="Keras models are not supported yet"):
+        backend_of(keras.Model())
+    assert backend_of(nn.Linear(1, 1)) is spile.torch.backend
+
+
+def test_a_framework_that_is_not_loaded_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(ModelError, match="Linear is no model of a framework that is loaded"):
+        backend_of(nn.Linear(1, 1))
+    assert "torch" not in sys.modules
+
+
+def test_a_module_only_half_imported_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras", types.ModuleType("keras"))
+    assert backend_of(nn.Linear(1, 1)) is spile.torch.backend
+
+
+def test_the_torch_backend_has_all_that_a_backend_must_have() -> None:
+    wanted = {name for name in vars(Backend) if not name.startswith("_")}
+    assert wanted <= set(dir(spile.torch.backend))
+
+
+# --------------------------------------------------------------------------------------- activations
+
+
+def test_activations_map_names_to_tensors_and_show_shapes() -> None:
+    acts = Activations({"layer1": torch.zeros(2, 3), "fc": np.zeros((2, 5))})
+    assert repr(acts) == "Activations({'layer1': (2, 3), 'fc': (2, 5)})"
+    assert list(acts) == ["layer1", "fc"]
+    assert dict(acts)["fc"].shape == (2, 5)
+    assert isinstance(acts, dict)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda acts: acts.__setitem__("a", 1),
+        lambda acts: acts.__delitem__("a"),
+        lambda acts: acts.update(a=1),
+        lambda acts: acts.pop("a"),
+        lambda acts: acts.popitem(),
+        lambda acts: acts.clear(),
+        lambda acts: acts.setdefault("b", 1),
+        lambda acts: acts.__ior__({"b": 1}),
+    ],
+)
+def test_activations_are_read_only(change: Any) -> None:
+    acts = Activations({"a": torch.zeros(1)})
+    with pytest.raises(TypeError, match=r"activations are read-only; copy them with dict\(activations\)"):
+        change(acts)
+    assert list(acts) == ["a"]

@@ -1,0 +1,121 @@
+"""The eager engine: a batch of raw inputs in, NumPy arrays out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spile.errors import ModelError
+from spile.preprocessing import ImagePreprocessing
+from spile.torch.engines import EagerEngine, model_inputs
+from spile.torch.taps import Tap
+
+CPU = torch.device("cpu")
+SPEC = ImagePreprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), scale=1 / 255)
+
+
+@pytest.fixture
+def pixels() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 256, size=(2, 8, 6, 3), dtype=np.uint8)
+
+
+def test_pixels_are_normalised_into_channels_last_memory(pixels: np.ndarray[Any, Any]) -> None:
+    found = model_inputs(pixels, preprocessing=SPEC, device=CPU)
+    expected = (pixels.astype(np.float64) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found.dtype == torch.float32
+
+
+def test_grey_pixels(pixels: np.ndarray[Any, Any]) -> None:
+    spec = ImagePreprocessing(mean=(0.5,), std=(0.25,), channels=1)
+    found = model_inputs(pixels[..., :1], preprocessing=spec, device=CPU)
+    assert found.shape == (2, 1, 8, 6)
+
+
+def test_pixels_without_preprocessing_are_refused(pixels: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(ModelError, match="uint8 images need the model's preprocessing"):
+        model_inputs(pixels, preprocessing=None, device=CPU)
+
+
+def test_memory_that_cannot_be_written_is_copied(pixels: np.ndarray[Any, Any]) -> None:
+    for array in (pixels, pixels.astype(np.float32)):
+        array.flags.writeable = False
+        found = model_inputs(array, preprocessing=SPEC, device=CPU)  # PyTorch would warn
+        before = array.copy()
+        found.zero_()
+        assert np.array_equal(array, before)
+
+
+def test_other_inputs_are_taken_as_ready() -> None:
+    double = np.ones((2, 3))
+    found = model_inputs({"a": double, "b": np.arange(4), "c": torch.ones(2, dtype=torch.float64), "d": None},
+                         preprocessing=SPEC, device=CPU)  # fmt: skip
+    assert {k: v.dtype for k, v in found.items() if v is not None} == {
+        "a": torch.float32, "b": torch.int64, "c": torch.float64
+    }  # fmt: skip
+    ready = model_inputs(np.zeros((2, 3, 4, 5), dtype=np.float32), preprocessing=SPEC, device=CPU)
+    assert ready.is_contiguous(memory_format=torch.channels_last)
+    assert not ready.any()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.norm(self.conv(image))
+
+
+@pytest.mark.parametrize("example", [(1, 3, 8, 6), None])
+def test_it_gives_what_the_tap_gives(pixels: np.ndarray[Any, Any], example: Any) -> None:
+    model = Net()
+    tap = Tap(model, {"avg": "conv", "whole": "norm"}, pool={"avg": "avg", "whole": None}, example=example)
+    found = EagerEngine(tap, preprocessing=SPEC, precision="float32")(pixels)
+    image = model_inputs(pixels, preprocessing=SPEC, device=CPU)
+    for name, expected in tap(image).items():
+        assert isinstance(found[name], np.ndarray)
+        np.testing.assert_array_equal(found[name], expected.detach().numpy())
+    assert model.training
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_a_dict_is_keywords(pixels: np.ndarray[Any, Any]) -> None:
+    image = model_inputs(pixels, preprocessing=SPEC, device=CPU)
+    found = EagerEngine(Tap(Net(), "conv"), preprocessing=None, precision="float32")({"image": image.numpy()})
+    assert found["conv"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("example", [(1, 3, 8, 6), None])
+def test_bfloat16_computes_in_it_and_gives_float32(pixels: np.ndarray[Any, Any], example: Any) -> None:
+    model = Net()
+    tap = Tap(model, ["conv"], pool=None, example=example)
+    found = EagerEngine(tap, preprocessing=SPEC, precision="bfloat16")(pixels)["conv"]
+    image = model_inputs(pixels, preprocessing=SPEC, device=CPU)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model.conv(image)
+    assert expected.dtype == torch.bfloat16
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected.float().numpy())
+
+
+def test_whole_numbers_stay_whole() -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.argmax(1)
+
+    tap = Tap(nn.Sequential(Counting()), "0", pool=None, example=(1, 5))
+    found = EagerEngine(tap, preprocessing=None, precision="float32")(np.eye(5, dtype=np.float32))
+    assert found["0"].tolist() == [0, 1, 2, 3, 4]
+    assert found["0"].dtype == np.int64
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ModelError, match="unknown precision 'int8'"):
+        EagerEngine(Tap(Net(), "conv"), preprocessing=None, precision="int8")  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spile.address import Address, Places, literal, match, parse
@@ -326,13 +326,17 @@ def test_a_number_is_the_layer_of_that_name_else_the_block() -> None:
     st.text(min_size=1, max_size=8) | st.text("ab.*?[]@#:01-in", min_size=1, max_size=8) | plain,
     st.lists(paths, max_size=4),
 )
+@example("a:0", [])
+@example("a@in", [])
+@example("a#1", [])
+@example("blocks", ["a"])
 def test_the_literal_of_a_path_means_that_path_alone(path: str, others: list[str]) -> None:
     known = places(*dict.fromkeys([path, *others]), blocks=tuple(others), stages=tuple(others))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         text = str(Address(literal(path), "in", 1, "0"))
         assert parse(text) == Address(literal(path), "in", 1, "0")
-        assert match(parse(text), known) == (path,)
+        assert match(parse(text), known) == match(parse(literal(path)), known) == (path,)
 
 
 # ------------------------------------------------------------------------------------- what errors say

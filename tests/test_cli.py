@@ -21,7 +21,8 @@ from torch import nn
 
 def make():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    stem, head = nn.Conv2d(3, 6, 3, stride=2), nn.Linear(6, 3)
+    net = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     return net.eval(), spile.ImagePreprocessing(resize=16, crop=(16, 16))
 """
 
@@ -78,7 +79,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str)
     [(), ("nonsense",), ("layers",), ("layers", "a.py:b", "--only", "x"), ("probe", "x.lance", "--cv", "1")],
 )
 def test_usage_errors(capsys: pytest.CaptureFixture[str], args: tuple[str, ...]) -> None:
-    code, out, err = spile(capsys, *args)
+    code, _, err = spile(capsys, *args)
 
     assert code == 2
     assert "Traceback" not in err
@@ -119,12 +120,12 @@ def test_from_photos_to_labels(
     rows = {Path(row["id"]).name: row for row in json.loads(listed)}
     assert code == 0
     assert rows["00.png"]["label"] == "cat" and 0.5 < rows["00.png"]["confidence"] <= 1
-    assert rows["broken.jpg"]["label"] is None and "broken image" in rows["broken.jpg"]["skipped"]
+    assert rows["broken.jpg"]["label"] is None and "not an image" in rows["broken.jpg"]["skipped"]
 
     code, shown, _ = spile(capsys, "predict", out, data / "dog" / "00.png")
     assert code == 0 and "dog" in shown
     code, shown, err = spile(capsys, "predict", out, new / "unknown" / "broken.jpg")
-    assert code == 1 and "broken image" in shown and "not one sample could be used" in err
+    assert code == 1 and "not an image" in shown and "not one sample could be used" in err
 
     (out / "report.html").unlink()
     code, shown, _ = spile(capsys, "report", out)
@@ -267,7 +268,7 @@ def test_an_interrupted_run_says_that_it_can_go_on(
 def test_a_warning_is_one_line(
     capsys: pytest.CaptureFixture[str], model: str, data: Path, tmp_path: Path
 ) -> None:
-    code, out, err = spile(
+    code, _, err = spile(
         capsys, "transfer", data, "-m", model, "-o", tmp_path / "run", "-q", "--shots", "3", "-l", "0"
     )
 

@@ -464,6 +464,18 @@ class Chain(nn.Module):
         return x
 
 
+class Branches(nn.Module):
+    """Two branches of composites that no list holds."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.narrow = Chain(conv=nn.Conv2d(before, after, 1), relu=nn.ReLU())
+        self.wide = Chain(conv=nn.Conv2d(before, after, 3, padding=1), relu=nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.narrow(x), self.wide(x)], 1)
+
+
 class DoubleConv(nn.Module):
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -537,6 +549,12 @@ def blocks_as_attributes() -> nn.Module:
     return Chain(**children, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(8, 4))
 
 
+def inception() -> nn.Module:
+    return Chain(
+        a=Branches(3, 4), b=Branches(8, 4), pool=nn.MaxPool2d(2), c=Branches(8, 8), d=Branches(16, 8)
+    )
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
 
@@ -587,6 +605,7 @@ def autoencoder() -> nn.Module:
             "decoder.3",
         ),
         (SharedReLU, SMALL_IMAGE, ["conv1", "conv2", "conv3"], ["conv2", "conv3"], "fc@in"),
+        (inception, SMALL_IMAGE, ["a", "b", "c", "d"], ["b", "d"], "d"),
         (
             resnet10,
             SMALL_IMAGE,
@@ -615,6 +634,7 @@ def autoencoder() -> nn.Module:
         "u-net",
         "autoencoder",
         "shared activation",
+        "inception",
         "resnet10",
         "attributes",
         "sequential of blocks",

@@ -15,17 +15,21 @@ from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
 
 Mode = Literal["eval", "as_is"]
-"""``eval``: the pass runs in evaluation mode and the flags are put back; ``as_is``: as the caller left the model."""
+"""``eval``: the pass runs in evaluation mode and puts the flags back; ``as_is``: as the caller left them."""
 Precision = Literal["float32", "bfloat16"]
 
 
 class Activations(dict[str, Any]):
-    """What one pass of a tap gives: a read-only mapping from address (or own name) to tensor, samples first."""
+    """What one pass gives: a read-only mapping from address (or own name) to tensor, samples first."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise TypeError("activations are read-only; copy them with dict(activations)")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Activations], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{name!r}: {tuple(value.shape)}" for name, value in self.items())
@@ -46,16 +50,35 @@ class Tap(Protocol):
     model: Any
     mode: Mode
     origin: Any
+    """The `spile.models.LoadedModel` of a model that came from a reference."""
     last_features: str
+    """Address of what the model's final classifier reads."""
 
     @property
-    def points(self) -> tuple[Point, ...]: ...
+    def points(self) -> tuple[Point, ...]:
+        """The resolved points."""
+        ...
+
     @property
-    def left_out(self) -> tuple[LeftOut, ...]: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Activations: ...
-    def with_output(self, *args: Any, **kwargs: Any) -> tuple[Any, Activations]: ...
-    def verify(self, *args: Any, **kwargs: Any) -> Verification: ...
-    def close(self) -> None: ...
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Places that a pattern matched but that hold nothing for each sample, and why."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Activations:
+        """Run the model up to the deepest point."""
+        ...
+
+    def with_output(self, *args: Any, **kwargs: Any) -> tuple[Any, Activations]:
+        """Run the whole model: its own output, and the activations."""
+        ...
+
+    def verify(self, *args: Any, **kwargs: Any) -> Verification:
+        """Compare every point with an independent reference."""
+        ...
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        ...
 
 
 class Engine(Protocol):
@@ -63,32 +86,60 @@ class Engine(Protocol):
 
     name: str
 
-    def __call__(self, inputs: Any) -> Mapping[str, Any]: ...
+    def __call__(self, inputs: Any) -> Mapping[str, Any]:
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
+        ...
 
 
 class Backend(Protocol):
     """What a framework must offer; implemented by the module ``spile.<framework>.backend``."""
 
-    def observe(self, model: Any, example: Any) -> Observation: ...
-    def tap(
-        self, model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, mode: Mode
-    ) -> Tap: ...
-    def engine(
-        self, tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision
-    ) -> Engine: ...
-    def example(self, inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any: ...
-    def save_reached(self, tap: Tap, example: Any, path: Path) -> None: ...
-    def load_reached(self, model: Any, path: Path) -> None: ...
-    def export(self, tap: Tap, example: Any, path: Path) -> None: ...
-    def weights_hash(self, model: Any) -> str: ...
-    def architecture_hash(self, model: Any) -> str: ...
-    def versions(self) -> dict[str, str]: ...
+    def observe(self, model: Any, example: Any) -> Observation:
+        """Run one dry pass."""
+        ...
+
+    def tap(self, model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, mode: Mode) -> Tap:
+        """Tap a model."""
+        ...
+
+    def engine(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Engine:
+        """What runs a tap during extraction."""
+        ...
+
+    def example(self, inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
+        """The inputs of one batch as the model takes them, for a dry pass."""
+        ...
+
+    def save_reached(self, tap: Tap, example: Any, path: Path) -> None:
+        """Save the weights that the tap's pass needs."""
+        ...
+
+    def load_reached(self, model: Any, path: Path) -> None:
+        """Put back what `save_reached` wrote."""
+        ...
+
+    def export(self, tap: Tap, example: Any, path: Path) -> None:
+        """Save the tap as a program that does not need the model's Python."""
+        ...
+
+    def weights_hash(self, model: Any) -> str:
+        """Text that changes with any parameter or buffer."""
+        ...
+
+    def architecture_hash(self, model: Any) -> str:
+        """Text that changes with the layers."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions that can change a feature's value."""
+        ...
 
 
 def backend_of(model: Any) -> Backend:
     """The backend of a model, asking only frameworks that are already imported, Keras first.
 
-    A Keras model on the torch backend is an ``nn.Module`` too, hence the order. Raises `ModelError` for anything else.
+    A Keras model on the torch backend is an ``nn.Module`` too, hence the order. Raises `ModelError` for
+    anything else.
     """
     for framework, classes in _loaded():
         if isinstance(model, classes):
@@ -96,8 +147,8 @@ def backend_of(model: Any) -> Backend:
                 raise ModelError("Keras models are not supported yet: give a PyTorch nn.Module")
             return cast(Backend, importlib.import_module(f"spile.{framework}.backend"))
     raise ModelError(
-        f"{type(model).__name__} is no model of a framework that is loaded: pass a torch.nn.Module, or a reference such as "
-        f"'timm:resnet50'"
+        f"{type(model).__name__} is no model of a framework that is loaded: pass a torch.nn.Module, or a "
+        "reference such as 'timm:resnet50'"
     )
 
 

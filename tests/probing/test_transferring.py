@@ -269,6 +269,19 @@ def test_texts_and_their_tokenizer_travel_with_the_model(tmp_path: Path) -> None
     np.testing.assert_allclose(clf.features(texts[:1])[0], clf.features(texts)[0], atol=1e-4)
 
 
+def test_hugging_face_vision_model_of_a_folder(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(tmp_path / "vit")
+    pixels, labels = images(20)
+
+    run(f"hf:{tmp_path / 'vit'}", (pixels, labels), tmp_path / "run", addresses=["stages"])
+
+    (tmp_path / "vit").rename(tmp_path / "gone")
+    assert spile.load(tmp_path / "run").predict(pixels).tolist() == labels
+
+
 @pytest.mark.zoo
 def test_five_labels_a_digit(tmp_path: Path) -> None:
     loaded = spile.load_model("demo:efficientnet_lite0", input_size=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_path_that_cannot_be_written(net: nn.Module, tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="cannot be saved"):
         export_tap(Tap(net, "stem", example=x), x, tmp_path / "file" / "network.pt2")
+
+
+def test_a_loaded_program_can_be_copied(net: nn.Module, tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    export_tap(Tap(net, "stem", example=x), x, tmp_path / "network.pt2")
+
+    loaded = spile.load_model(str(tmp_path / "network.pt2")).model
+
+    torch.testing.assert_close(copy.deepcopy(loaded)(x), loaded(x))

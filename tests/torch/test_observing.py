@@ -18,6 +18,8 @@ from spile.torch import layouts, observing
 from spile.torch.observing import observe
 from spile.torch.taps import Tap
 
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
+
 
 def outputs(observation: Observation, path: str) -> tuple[Item, ...]:
     return observation.by_path[path][0].outputs
@@ -27,7 +29,7 @@ def of(observation: Observation, path: str) -> str | None:
     return outputs(observation, path)[0].layout
 
 
-# --- what ran -------------------------------------------------------------------------------------------------------
+# --- what ran -------------------------------------------------------------------------------------
 
 
 def test_calls_are_recorded_in_order_with_their_tensors() -> None:
@@ -74,7 +76,7 @@ def test_cost_is_the_same_in_every_mode(context: Any) -> None:
     assert not found.value_dependent
 
 
-# --- without touching real data -------------------------------------------------------------------------------------
+# --- without touching real data -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto", "mobilevit_xxs"])
@@ -89,8 +91,12 @@ def test_ordinary_models_need_no_real_tensors(name: str) -> None:
 
 
 def test_text_models_with_a_mask_need_no_real_tensors() -> None:
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=20)
-    found = observe(BertModel(config).eval(), {k: torch.ones(2, 7).long() for k in ("input_ids", "attention_mask")})
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=20
+    )
+    found = observe(
+        BertModel(config).eval(), {k: torch.ones(2, 7).long() for k in ("input_ids", "attention_mask")}
+    )
     assert found.text
     assert not found.value_dependent
     assert of(found, "encoder.layer.0") == "BTC"
@@ -154,7 +160,9 @@ def test_operations_that_look_at_gradients_are_no_obstacle() -> None:
 def test_without_an_example_or_with_a_wrong_one() -> None:
     with pytest.raises(ModelError, match=r"needs an example.*example=\(1, 3, 224, 224\)"):
         observe(nn.Linear(4, 4), None)
-    with pytest.raises(ModelError, match=r"does not take two samples like the example \(\[2, 5\] float32\): RuntimeError"):
+    with pytest.raises(
+        ModelError, match=r"does not take two samples like the example \(\[2, 5\] float32\): RuntimeError"
+    ):
         observe(nn.Linear(4, 4), (1, 5))
 
 
@@ -172,7 +180,7 @@ def test_inputs_that_are_not_batched_stay_as_they_are() -> None:
     assert of(found, "inner") == "BTC"
 
 
-# --- axes -----------------------------------------------------------------------------------------------------------
+# --- axes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -210,9 +218,11 @@ def test_an_axis_that_mixes_samples_is_none() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}),
-        ("swin_tiny_patch4_window7_224", {"img_size": 64, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2),
-                                          "window_size": 4}),
+        ("vit_tiny_patch16_224", {**VIT, "depth": 2}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 64, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4},
+        ),
         ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 16, 16, 16)}),
         ("resnet18", {}),
         ("efficientnet_lite0", {}),
@@ -223,10 +233,16 @@ def test_an_axis_that_mixes_samples_is_none() -> None:
 def test_axes_told_by_the_layers_before_are_those_that_are_measured(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dynamic = {"dynamic_img_size": True} if "vit" in name else {"strict_img_size": False} if "swin" in name else {}
-    measured = observe(timm.create_model(name, **options, **dynamic), (1, 3, 64, 64) if "vit" not in name else (1, 3, 32, 32))
+    dynamic = (
+        {"dynamic_img_size": True} if "vit" in name else {"strict_img_size": False} if "swin" in name else {}
+    )
+    measured = observe(
+        timm.create_model(name, **options, **dynamic), (1, 3, 64, 64) if "vit" not in name else (1, 3, 32, 32)
+    )
     monkeypatch.setattr(observing, "_enlarged", lambda _: [])
-    told = observe(timm.create_model(name, **options), (1, 3, 64, 64) if "vit" not in name else (1, 3, 32, 32))
+    told = observe(
+        timm.create_model(name, **options), (1, 3, 64, 64) if "vit" not in name else (1, 3, 32, 32)
+    )
     compared = 0
     for mine, theirs in zip(told.calls, measured.calls, strict=True):
         for a, b in zip(mine.outputs, theirs.outputs, strict=True):
@@ -238,8 +254,7 @@ def test_axes_told_by_the_layers_before_are_those_that_are_measured(
 
 
 def test_attention_heads_are_no_picture() -> None:
-    model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1, embed_dim=16, num_heads=2,
-                              qk_norm=True)  # fmt: skip
+    model = timm.create_model("vit_tiny_patch16_224", **VIT, depth=1, qk_norm=True)
     found = observe(model, (1, 3, 32, 32))
     assert outputs(found, "blocks.0.attn.q_norm")[0].shape == (2, 2, 17, 8)
     assert of(found, "blocks.0.attn.q_norm") == "B???"
@@ -257,7 +272,7 @@ def test_layer_norms_that_move_channels() -> None:
     assert layouts.channels_of(nn.ReLU(), call) is None
 
 
-# --- wrappers and copies --------------------------------------------------------------------------------------------
+# --- wrappers and copies --------------------------------------------------------------------------
 
 
 def test_names_of_wrapped_models_are_those_of_the_model() -> None:

@@ -30,7 +30,7 @@ def assert_close(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) ->
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------
+# --- by hand --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["BCYX", "BYXC", "CBYX", "YXBC"])
@@ -76,10 +76,16 @@ def test_pools_of_tokens(name: str, expected: np.ndarray[Any, Any], layout: str)
 
 
 @pytest.mark.parametrize(
-    ("mask", "first", "last"), [([[1, 1, 1, 0, 0], [1] * 5], [0, 0], [2, 4]), ([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]], [2, 1], [4, 2])]
-)  # fmt: skip
+    ("mask", "first", "last"),
+    [
+        ([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], [0, 0], [2, 4]),
+        ([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]], [2, 1], [4, 2]),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
-def test_padding_is_left_out(mask: list[list[int]], first: list[int], last: list[int], dtype: torch.dtype) -> None:
+def test_padding_is_left_out(
+    mask: list[list[int]], first: list[int], last: list[int], dtype: torch.dtype
+) -> None:
     real = np.array(mask, dtype=bool)
     x = np.where(real[..., None], TOKENS, np.nan)  # whatever stands in the padding
     mean = np.stack([sample[keep].mean(0) for sample, keep in zip(TOKENS, real, strict=True)])
@@ -109,7 +115,9 @@ def test_half_precision_is_reduced_in_float32(dtype: torch.dtype) -> None:
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, torch.full((1, 1), 60.0))
     fine = torch.tensor([2048.0, 1.0, 1.0, 1.0], dtype=dtype).reshape(1, 4, 1)
-    assert pooled(fine, parse("mean"), "BTC").item() == pytest.approx((fine.float().sum() / 4).item(), abs=1e-4)
+    assert pooled(fine, parse("mean"), "BTC").item() == pytest.approx(
+        (fine.float().sum() / 4).item(), abs=1e-4
+    )
     for name in (None, "flatten"):
         assert pooled(x, parse(name), "BCYX").dtype == dtype
 
@@ -162,7 +170,7 @@ def test_functions() -> None:
         pool(x, lambda x: x.sum((0, 2)), "TBC")
 
 
-# --- on models ------------------------------------------------------------------------------------------------------
+# --- on models ------------------------------------------------------------------------------------
 
 
 def test_channels_last_and_first_are_told_apart() -> None:
@@ -281,7 +289,9 @@ def test_padded_text_equals_text_alone(texts: list[Tensor], name: str, left: boo
     gpt = GPT2Model(GPT2Config(n_embd=16, n_layer=2, n_head=2, **small)).eval()
     pad = (2, 0) if left else (0, 2)
     ids = torch.stack([texts[0], nn.functional.pad(texts[1], pad)])
-    mask = torch.stack([torch.ones(5, dtype=torch.long), nn.functional.pad(torch.ones(3, dtype=torch.long), pad)])
+    mask = torch.stack(
+        [torch.ones(5, dtype=torch.long), nn.functional.pad(torch.ones(3, dtype=torch.long), pad)]
+    )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         for model, place in ((bert, "encoder.layer.1"), (gpt, "h.1")):

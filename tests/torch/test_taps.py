@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,7 +89,7 @@ def image() -> Tensor:
     return torch.randn(2, 3, 32, 32)
 
 
-# --- values ---------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def test_in_place_activation_does_not_reach_what_was_tapped(image: Tensor) -> None:
@@ -146,7 +148,13 @@ def test_every_layer_at_once_equals_the_reference(name: str, image: Tensor) -> N
 
 def test_parent_and_child_on_convnext(image: Tensor) -> None:
     model = timm.create_model("convnext_atto", depths=(1, 2, 1, 1), dims=(8, 16, 24, 32)).eval()
-    places = ["stages.1", "stages.1.blocks.0", "stages.1.blocks.1", "stages.1.blocks.1.norm", "stages.1.blocks.1.mlp"]
+    places = [
+        "stages.1",
+        "stages.1.blocks.0",
+        "stages.1.blocks.1",
+        "stages.1.blocks.1.norm",
+        "stages.1.blocks.1.mlp",
+    ]
     tap = Tap(model, places, pool=None, example=image)
     acts = tap(image)
     assert tap.verify(image).largest_difference == 0
@@ -163,7 +171,12 @@ def test_layers_whose_names_end_in_numbers_are_told_apart(image: Tensor) -> None
     for i, name in enumerate(norms):
         for j, layer in enumerate(layers):
             nn.init.constant_(getattr(layer, name).weight, 1 + i + 2 * j)
-    places = [f"encoder.layers.encoder_layer_{j}.{name}{side}" for j in (0, 1) for name in norms for side in ("", "@in")]
+    places = [
+        f"encoder.layers.encoder_layer_{j}.{name}{side}"
+        for j in (0, 1)
+        for name in norms
+        for side in ("", "@in")
+    ]
     acts = Tap(model, places, pool=None, example=image)(image)
     for i, name in enumerate(norms):
         for j in (0, 1):
@@ -187,7 +200,7 @@ def test_verify_sees_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
         tap.verify(x)
 
 
-# --- control flow and repeated layers -------------------------------------------------------------------------------
+# --- control flow and repeated layers -------------------------------------------------------------
 
 
 def test_control_flow_on_values() -> None:
@@ -206,7 +219,7 @@ def test_control_flow_on_values() -> None:
     positive = torch.rand(2, 4)
     tap = Tap(model, ["stem", "up"], pool=None, example=positive)
     assert torch.equal(tap(positive)["up"], model.up(model.stem(positive)))
-    with pytest.raises(CaptureError, match="did not run in this batch.*up"):
+    with pytest.raises(CaptureError, match=r"did not run in this batch.*up"):
         tap(-positive)
     assert torch.equal(tap(2 * positive)["up"], model.up(model.stem(2 * positive)))  # nothing stale
     with pytest.raises(AddressError, match="'down' never runs"):
@@ -218,7 +231,7 @@ def test_a_layer_that_runs_more_often_in_a_later_batch() -> None:
     once, twice = torch.ones(2, 3), torch.full((2, 3), 2.0)
     tap = Tap(model, "cell", example=once)
     assert torch.equal(tap(once)["cell"], model.cell(once))
-    with pytest.raises(CaptureError, match="cell ran again in this batch.*'cell#0'"):
+    with pytest.raises(CaptureError, match=r"cell ran again in this batch.*'cell#0'"):
         tap(twice)
     with pytest.raises(CaptureError, match="cell ran again"):
         tap.with_output(twice)
@@ -230,7 +243,7 @@ def test_a_layer_that_runs_less_often_in_a_later_batch() -> None:
     model, twice = Loop(), torch.full((2, 3), 2.0)
     tap = Tap(model, ["cell#0", "cell#1"], example=twice)
     assert torch.equal(tap(twice)["cell#1"], model.cell(model.cell(twice)))
-    with pytest.raises(CaptureError, match="did not run in this batch, .*: cell#1$"):
+    with pytest.raises(CaptureError, match=r"did not run in this batch, .*: cell#1$"):
         tap(torch.ones(2, 3))
 
 
@@ -249,7 +262,7 @@ def test_a_model_that_swallows_errors_does_not_swallow_ours() -> None:
 
 def test_one_relu_used_twice() -> None:
     model, x = Twice(), torch.randn(2, 4)
-    with pytest.raises(AddressError, match="runs 2 times.*relu#0, relu#1"):
+    with pytest.raises(AddressError, match=r"runs 2 times.*relu#0, relu#1"):
         Tap(model, "relu", example=x)
     acts = Tap(model, "type:ReLU", example=x)(x)
     first = model.a(x).relu()
@@ -300,10 +313,13 @@ def test_layers_that_are_not_called_as_layers_never_run() -> None:
     for place in ("attention.out_proj", "linear"):
         with pytest.raises(AddressError, match=f"{place!r} never runs as a layer"):
             Tap(Direct(), place, example=x)
-    assert [p.name for p in Tap(Direct(), "all", pool=None, example=x).points] == ["attention:0", "attention:1"]
+    assert [p.name for p in Tap(Direct(), "all", pool=None, example=x).points] == [
+        "attention:0",
+        "attention:1",
+    ]
 
 
-# --- nested outputs and inputs --------------------------------------------------------------------------------------
+# --- nested outputs and inputs --------------------------------------------------------------------
 
 
 Pair = namedtuple("Pair", "left right")
@@ -323,7 +339,10 @@ class Result:
         (lambda a, b: {"a": a, "b": b, "n": 3}, ("a", "b")),
         (lambda a, b: Pair(a, b), ("0", "1")),
         (lambda a, b: Result(a, {"b": b}), ("logits", "extra.b")),
-        (lambda a, b: BaseModelOutput(last_hidden_state=a, hidden_states=(b,)), ("last_hidden_state", "hidden_states.0")),
+        (
+            lambda a, b: BaseModelOutput(last_hidden_state=a, hidden_states=(b,)),
+            ("last_hidden_state", "hidden_states.0"),
+        ),
     ],
     ids=["tuple", "list", "dict", "namedtuple", "dataclass", "ModelOutput"],
 )
@@ -345,7 +364,9 @@ def test_nested_outputs(wrap: Any, items: tuple[str, str]) -> None:
 
 def test_lstm() -> None:
     model, x = nn.Sequential(nn.LSTM(4, 5, num_layers=2, batch_first=True)), torch.randn(3, 6, 4)
-    acts = Tap(model, ["0:0", "0:1.0", "0:1.1"], pool={"0:0": "last", "0:1.0": None, "0:1.1": "flatten"}, example=x)(x)
+    acts = Tap(
+        model, ["0:0", "0:1.0", "0:1.1"], pool={"0:0": "last", "0:1.0": None, "0:1.1": "flatten"}, example=x
+    )(x)
     output, (hidden, cell) = model[0](x)
     assert torch.equal(acts["0:0"], output[:, -1])
     assert torch.equal(acts["0:1.0"], hidden.transpose(0, 1))
@@ -358,7 +379,9 @@ class Keywords(nn.Module):
         super().__init__()
         self.inner = nn.Bilinear(4, 4, 3)
 
-    def forward(self, x: Tensor, scale: Tensor, *, double: bool = False, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor, *, double: bool = False, attention_mask: Tensor | None = None
+    ) -> Tensor:
         return self.inner(x, input2=scale) * (2 if double else 1)
 
 
@@ -395,7 +418,15 @@ def test_examples_and_inputs_of_every_kind() -> None:
     model = model.float()
     expected = model(torch.tensor(x, dtype=torch.float32))
     read_only = np.broadcast_to(x[:, :1], (2, 4))
-    for example in ((1, 4), torch.Size([1, 4]), x, torch.zeros(1, 4), (torch.zeros(3, 4),), {"input": x}, None):
+    for example in (
+        (1, 4),
+        torch.Size([1, 4]),
+        x,
+        torch.zeros(1, 4),
+        (torch.zeros(3, 4),),
+        {"input": x},
+        None,
+    ):
         acts = Tap(model, "0", example=example)(x)
         assert torch.equal(acts["0"], expected)
     assert Tap(model, "0", example=(1, 4))(read_only)["0"].shape == (2, 3)
@@ -433,7 +464,7 @@ def test_a_shape_that_changes_its_number_of_axes() -> None:
         tap(torch.zeros(2, 1, 4))
 
 
-# --- early stop -----------------------------------------------------------------------------------------------------
+# --- early stop -----------------------------------------------------------------------------------
 
 
 def test_computing_stops_at_the_deepest_point() -> None:
@@ -484,7 +515,7 @@ def test_control_flow_on_values_is_run_to_its_end_unless_the_call_is_named() -> 
     assert ran == [1]
 
 
-# --- gradients ------------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def test_gradients_flow_and_equal_those_of_a_plain_forward_pass() -> None:
@@ -509,15 +540,18 @@ def test_without_gradients_there_are_none(context: Any) -> None:
     assert tap(x)["b"].requires_grad
 
 
-# --- the object -----------------------------------------------------------------------------------------------------
+# --- the object -----------------------------------------------------------------------------------
 
 
 def test_activations_are_read_only_and_in_order() -> None:
     x = torch.randn(2, 4)
-    acts = Tap(Twice(), {"deep": "b", "early": "a"}, example=x)(x)
+    with torch.no_grad():
+        acts = Tap(Twice(), {"deep": "b", "early": "a"}, example=x)(x)
     assert list(acts) == ["deep", "early"]
     with pytest.raises(TypeError, match="read-only"):
         acts["deep"] = x
+    assert all(torch.equal(copy.deepcopy(acts)[name], value) for name, value in acts.items())
+    assert type(pickle.loads(pickle.dumps(acts))) is type(acts)
     assert repr(acts) == "Activations({'deep': (2, 6), 'early': (2, 5)})"
 
 

@@ -179,7 +179,7 @@ def test_the_users_own_hooks_stay_and_act(model: Restless, image: Tensor) -> Non
     assert len(model.conv._forward_hooks) == 2
 
 
-# --- beside others --------------------------------------------------------------------------------------------------
+# --- beside others --------------------------------------------------------------------------------
 
 
 def test_two_taps_on_one_model(model: Restless, image: Tensor) -> None:
@@ -280,7 +280,7 @@ def test_a_plain_pass_in_another_thread_is_not_captured(image: Tensor) -> None:
     assert torch.equal(acts["0"], nn.functional.conv2d(image, model[0].weight, model[0].bias))
 
 
-# --- models with a life of their own --------------------------------------------------------------------------------
+# --- models with a life of their own --------------------------------------------------------------
 
 
 class Caching(nn.Module):
@@ -334,13 +334,15 @@ def test_a_copy_that_calls_the_original_is_not_believed() -> None:
 
 def test_a_layer_without_a_shape_is_refused() -> None:
     model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ModelError, match="parameter '0.weight' has no shape yet"):
+    with pytest.raises(ModelError, match=r"parameter '0.weight' has no shape yet"):
         Tap(model, "0", example=(1, 4))
     assert isinstance(model[0], nn.LazyLinear)
 
 
 def test_memory_does_not_grow() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 64, 3, padding=1)
+    )
     x = torch.randn(2, 3, 64, 64)
     tap = Tap(model, "all", pool=None, example=x)  # about 6 MB of activations, each with a graph
     for _ in range(5):

@@ -44,10 +44,12 @@ def image() -> Tensor:
 def assert_equal(found: Any, expected: Any, **tolerance: float) -> None:
     assert list(found) == list(expected)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+        torch.testing.assert_close(
+            found[name], expected[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name
+        )
 
 
-# --- torch.compile --------------------------------------------------------------------------------------------------
+# --- torch.compile --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", [None, {"conv": "avg", "block.1@in": "gem"}], ids=["whole", "pooled"])
@@ -112,7 +114,7 @@ def test_exporting_a_tap(image: Tensor) -> None:
     assert sum("conv" in name for name in called) == 1
 
 
-# --- DistributedDataParallel ----------------------------------------------------------------------------------------
+# --- DistributedDataParallel ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,7 +165,9 @@ def test_training_through_a_tap_over_ddp_and_through_ddp_over_a_tap(image: Tenso
 def _train(rank: int, folder: str) -> None:
     """One of two processes: each sees its half, both must end up with the gradient of the whole batch."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
+    )
     torch.manual_seed(0)
     model, batch = Net().eval(), torch.randn(4, 3, 8, 8)
     mine = batch[2 * rank : 2 * rank + 2]
@@ -215,7 +219,7 @@ def test_a_layer_of_ones_own_called_module_keeps_its_name() -> None:
     assert torch.equal(acts["module.conv"], model.module.conv(model.conv(x)))
 
 
-# --- autocast -------------------------------------------------------------------------------------------------------
+# --- autocast -------------------------------------------------------------------------------------
 
 
 def test_autocast(image: Tensor) -> None:
@@ -232,25 +236,35 @@ def test_autocast(image: Tensor) -> None:
     assert torch.equal(mean, expected.float().mean((2, 3)))
 
 
-# --- checkpointing --------------------------------------------------------------------------------------------------
+# --- checkpointing --------------------------------------------------------------------------------
 
 
 class Checkpointed(nn.Module):
     def __init__(self, use_reentrant: bool | None) -> None:
         super().__init__()
         self.stem = nn.Linear(4, 8)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)) for _ in range(3))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)) for _ in range(3)
+        )
         self.use_reentrant = use_reentrant
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x) if self.use_reentrant is None else checkpoint(block, x, use_reentrant=self.use_reentrant)
+            x = (
+                block(x)
+                if self.use_reentrant is None
+                else checkpoint(block, x, use_reentrant=self.use_reentrant)
+            )
         return x
 
 
-@pytest.mark.parametrize("pool", [None, "mean", lambda x: x.sigmoid().pow(2)], ids=["whole", "mean", "saving"])
-@pytest.mark.parametrize("places", [["blocks.0.1", "blocks.2.0"], ["stem", "blocks.2"], ["blocks.1.0"]], ids=str)
+@pytest.mark.parametrize(
+    "pool", [None, "mean", lambda x: x.sigmoid().pow(2)], ids=["whole", "mean", "saving"]
+)
+@pytest.mark.parametrize(
+    "places", [["blocks.0.1", "blocks.2.0"], ["stem", "blocks.2"], ["blocks.1.0"]], ids=str
+)
 def test_gradient_checkpointing(places: list[str], pool: Any) -> None:
     model = Checkpointed(use_reentrant=False)
     x = torch.randn(2, 5, 4)
@@ -281,7 +295,7 @@ def test_reentrant_checkpointing_is_refused() -> None:
     assert outside(x)["stem"].requires_grad
 
 
-# --- copies ---------------------------------------------------------------------------------------------------------
+# --- copies ---------------------------------------------------------------------------------------
 
 
 def test_a_copy_of_a_tap_is_independent(image: Tensor) -> None:
@@ -326,7 +340,7 @@ def test_moving_a_tap_moves_its_model(image: Tensor) -> None:
     assert tap(image.double())["conv"].dtype == torch.float64
 
 
-# --- other ways to run ----------------------------------------------------------------------------------------------
+# --- other ways to run ----------------------------------------------------------------------------
 
 
 def test_the_transformer_fast_path_does_not_hide_layers() -> None:
@@ -371,7 +385,9 @@ def test_samples_on_the_second_axis() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_a_scripted_part_has_no_layers_to_tap(image: Tensor) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.trace(nn.Sequential(nn.ReLU()), torch.zeros(1, 4, 6, 6)))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), torch.jit.trace(nn.Sequential(nn.ReLU()), torch.zeros(1, 4, 6, 6))
+    )
     acts = Tap(model, ["0", "1"], pool=None, example=image)(image)
     assert torch.equal(acts["1"], model[0](image).relu())
     with pytest.raises(AddressError, match=r"'1\.0' never runs"):

@@ -108,9 +108,23 @@ TIMM: dict[str, dict[str, Any]] = {
     "starnet_s1": {"size": 32},
 }
 
-TEXT = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+T5 = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
 DECODER = {**TEXT, "num_key_value_heads": 1, "max_position_embeddings": 32}
-IMAGE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32}
+IMAGE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+}
+SWIN = {"image_size": 32, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
 PYRAMID = {"hidden_sizes": [8, 16, 16, 24], "depths": [1, 1, 2, 1]}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -120,28 +134,28 @@ HUGGING_FACE: dict[str, tuple[Make, str]] = {
     "bert_classifier": (lambda: hf.BertForSequenceClassification(hf.BertConfig(**TEXT)), "text"),
     "roberta": (lambda: hf.RobertaModel(hf.RobertaConfig(**TEXT)), "text"),
     "distilbert": (
-        lambda: hf.DistilBertModel(hf.DistilBertConfig(vocab_size=64, dim=16, hidden_dim=32, n_layers=2, n_heads=2)),
+        lambda: hf.DistilBertModel(hf.DistilBertConfig(vocab_size=64, dim=16, hidden_dim=32, n_heads=2)),
         "text",
     ),
     "albert": (lambda: hf.AlbertModel(hf.AlbertConfig(**TEXT, embedding_size=8)), "text"),
     "electra": (lambda: hf.ElectraModel(hf.ElectraConfig(**TEXT, embedding_size=8)), "text"),
     "deberta_v2": (
         lambda: hf.DebertaV2Model(
-            hf.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"], position_buckets=8)
+            hf.DebertaV2Config(**TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"])
         ),
         "text",
     ),
     "mpnet": (lambda: hf.MPNetModel(hf.MPNetConfig(**TEXT)), "text"),
     "modernbert": (lambda: hf.ModernBertModel(hf.ModernBertConfig(**{**TEXT, **SPECIAL})), "text"),
     "t5_encoder": (
-        lambda: hf.T5EncoderModel(hf.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)),
+        lambda: hf.T5EncoderModel(hf.T5Config(**T5)),
         "text",
     ),
     "t5": (
-        lambda: hf.T5Model(hf.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)),
+        lambda: hf.T5Model(hf.T5Config(**T5)),
         "text to text",
     ),
-    "gpt2": (lambda: hf.GPT2Model(hf.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, **SPECIAL)), "text"),
+    "gpt2": (lambda: hf.GPT2Model(hf.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2)), "text"),
     "llama": (lambda: hf.LlamaModel(hf.LlamaConfig(**DECODER)), "text"),
     "mistral": (lambda: hf.MistralModel(hf.MistralConfig(**DECODER, head_dim=8)), "text"),
     "qwen2": (lambda: hf.Qwen2Model(hf.Qwen2Config(**DECODER)), "text"),
@@ -150,7 +164,7 @@ HUGGING_FACE: dict[str, tuple[Make, str]] = {
     "deit": (lambda: hf.DeiTModel(hf.DeiTConfig(**IMAGE, patch_size=8)), "image"),
     "dinov2": (lambda: hf.Dinov2Model(hf.Dinov2Config(**IMAGE, patch_size=8)), "image"),
     "swin": (
-        lambda: hf.SwinModel(hf.SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2)),
+        lambda: hf.SwinModel(hf.SwinConfig(**SWIN)),
         "image",
     ),
     "convnext": (lambda: hf.ConvNextModel(hf.ConvNextConfig(**PYRAMID)), "image"),
@@ -236,7 +250,9 @@ def count_of_outputs(model: nn.Module, batch: Any) -> int:
     """How many tensors come out of all layers but the model itself, by PyTorch's global hook."""
     seen: list[int] = []
     inside = set(model.modules()) - {model}
-    handle = register_module_forward_hook(lambda m, a, out: seen.append(tensors_in(out) if m in inside else 0))
+    handle = register_module_forward_hook(
+        lambda m, a, out: seen.append(tensors_in(out) if m in inside else 0)
+    )
     try:
         with torch.no_grad():
             model(**batch) if isinstance(batch, dict) else model(batch)

@@ -87,7 +87,7 @@ class Capture:
             if point.only_call and call:
                 again = f"{point.path}{'@in' if point.side == 'in' else ''}#0"
                 raise CaptureError(
-                    f"{point.name} ran again in this batch, but once in the dry pass: say which call, {again!r}"
+                    f"{point.name} ran again in this batch, but once in the dry pass: name a call, {again!r}"
                 )
             if point.call == call:
                 current.values[point.name] = self._kept(point, value, current)
@@ -151,8 +151,13 @@ class Observer:
     def go_outside(self) -> None:
         """Be the first to see the input and the last to see the output, as whoever calls the layer."""
         hooks: Any = self.handle.hooks_dict_ref()
-        if hooks is not None and self.handle.id in hooks:
-            hooks.move_to_end(self.handle.id, last=self._out)
+        placed = list((hooks or {}).items())  # in one go, as other threads may add to it
+        for key, hook in reversed(placed) if self._out else placed:
+            if key == self.handle.id:
+                return
+            if not isinstance(hook, Observer):
+                hooks.move_to_end(self.handle.id, last=self._out)
+                return
 
 
 def by_place(points: tuple[Point, ...]) -> dict[tuple[str, Side], tuple[Point, ...]]:
@@ -168,7 +173,7 @@ def _thread() -> int:
 
 
 def _saving_for_itself() -> AbstractContextManager[Any]:
-    """Keep what a pool saves for its gradient out of an activation checkpoint: it is not saved again later."""
+    """Keep what a pool saves for its gradient out of activation checkpoints: it is not saved again."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return nullcontext()
     return saved_tensors_hooks(lambda t: t, lambda t: t)

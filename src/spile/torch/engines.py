@@ -49,12 +49,10 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
         if preprocessing is None:
             raise ModelError(
                 "uint8 images need the model's preprocessing, which a bare model object does not tell: pass "
-                "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or ready "
-                "float arrays"
+                "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or "
+                "ready float arrays"
             )
-        pixels = (
-            from_array(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)
-        )  # channels-last memory
+        pixels = from_array(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last memory
         mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
         return pixels.float().mul_(preprocessing.scale).sub_(mean).div_(std)

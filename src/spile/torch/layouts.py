@@ -1,8 +1,8 @@
 """Which axis of an activation is what.
 
-Measured where the model allows it: the dry pass is repeated with one sample more and with larger inputs, and
-what grows with the samples is the batch axis, what grows with the image or text is space or tokens. For models of
-one fixed input size the last layer that fixes the number of channels tells where they are.
+Measured where the model allows it: the dry pass is repeated with one sample more and with larger inputs.
+What grows with the samples is the batch axis, what grows with the image or text is space or tokens. For
+models of one fixed input size the last layer that fixes the number of channels tells where they are.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def layout(
 ) -> str:
     """Name every axis; see `spile.pool` for the letters.
 
-    `larger` is the shape for a larger input, if the model takes one. `channels` is the last layer before it that
-    fixes the channels, `image` the height and width of the model's input.
+    `larger` is the shape for a larger input, if the model takes one. `channels` is the last layer before it
+    that fixes the channels, `image` the height and width of the model's input.
     """
     if len(shape) <= 2:
         return _named(len(shape), batch, "C")

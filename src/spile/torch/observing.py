@@ -1,4 +1,4 @@
-"""The dry pass: which layers run, how often, with which tensors, at what cost. On fake tensors where possible."""
+"""The dry pass: which layers run, how often, with which tensors, at what cost; without data if possible."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def observe(model: nn.Module, example: Any) -> Observation:
 
 
 def with_samples(inputs: Inputs, samples: int) -> Inputs:
-    """The first sample of every batched input, repeated; batched is what has as many rows as the first input."""
+    """The first sample of every batched input, repeated: of all with as many rows as the first one."""
     rows = next((t.shape[0] for _, t in tensors(inputs) if t.ndim), None)
 
     def repeated(t: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class _CannotCopyError(Exception):
     pass
 
 
-class _FakeTensors(FakeTensorMode):
+class _FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Fake tensors that remember what they could not do, for models that swallow the error."""
 
     failed: Exception | None = None
@@ -91,8 +91,8 @@ class _FakeTensors(FakeTensorMode):
             raise
 
 
-class _Meter(TorchDispatchMode):
-    """Counts operations. Unlike `FlopCounterMode` it asks nothing of gradients, and knows nothing of modules."""
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations. Unlike `FlopCounterMode` it asks nothing of gradients or modules."""
 
     operations = 0
 
@@ -122,11 +122,11 @@ class _Subject:
     model: nn.Module
     base: nn.Module
     fake: _FakeTensors | None
-    """Fake tensors cost nothing and hold no values. One mode for all passes: the copy may keep tensors of its own."""
+    """Fake tensors cost nothing and hold no values. One mode for all passes: the copy may keep some."""
 
     def run(self, inputs: Inputs) -> list[Call]:
         """One recorded pass."""
-        meter = _Meter()
+        meter = _Meter()  # type: ignore[no-untyped-call]
         with ExitStack() as stack:
             stack.enter_context(quiet_pass(self.model, evaluate=True))
             stack.enter_context(torch.no_grad())
@@ -169,7 +169,8 @@ def _first_pass(base: nn.Module, inputs: Inputs) -> tuple[_Subject, list[Call]]:
                     f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors(inputs)
                 )
                 raise ModelError(
-                    f"the model does not take two samples like the example ({shapes}): {type(error).__name__}: {error}"
+                    f"the model does not take two samples like the example ({shapes}): "
+                    f"{type(error).__name__}: {error}"
                 ) from error
     raise AssertionError("the model itself cannot escape from itself")
 
@@ -184,7 +185,7 @@ def _subjects(base: nn.Module) -> Iterator[_Subject]:
 
 
 def _copy(base: nn.Module) -> nn.Module:
-    """A copy whose modules may be mutated by the pass; parameters are shared, buffers and state are its own."""
+    """A copy whose modules the pass may change; parameters are shared, buffers and state are its own."""
     try:
         model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
     except Exception as error:  # locks, open files, tensors with a history: whatever cannot be copied
@@ -192,7 +193,9 @@ def _copy(base: nn.Module) -> nn.Module:
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if not isinstance(hook, Observer)]:
-                del hooks[key]  # the user's would be shown fake tensors; those of a tap inside the model belong to it
+                del hooks[
+                    key
+                ]  # the user's would be shown fake tensors; those of a tap inside the model belong to it
     return model
 
 
@@ -240,9 +243,7 @@ def _no_autocast_cache() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
-def _record(
-    model: nn.Module, originals: set[nn.Module], meter: _Meter, inputs: Inputs
-) -> list[Call]:
+def _record(model: nn.Module, originals: set[nn.Module], meter: _Meter, inputs: Inputs) -> list[Call]:
     calls: list[Call] = []
     names = names_of(model)
     ran: dict[str, int] = {}
@@ -313,7 +314,7 @@ class _NeededParameters:
 
 
 def _enlarged(inputs: Inputs) -> Iterator[Inputs]:
-    """Larger inputs to try: images by 64 x 32 pixels, texts by a token, signals to twice the length of one axis."""
+    """Larger inputs to try: images by 64 x 32 pixels, texts by a token, signals to twice an axis."""
     found = [t for _, t in tensors(inputs)]
     ndims = {t.ndim for t in found}
     floating = {t.is_floating_point() for t in found}

@@ -20,8 +20,8 @@ def pooled(
 ) -> Tensor:
     """Pool one activation; samples come first in the result.
 
-    `mask` (samples, tokens) is 1 where a token is real. Half-precision activations are reduced in float32 and stay
-    float32.
+    `mask` (samples, tokens) is 1 where a token is real. Half-precision activations are reduced in float32 and
+    stay float32.
     """
     if layout is not None:
         x = x.movedim(layout.index("B"), 0)

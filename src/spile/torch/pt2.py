@@ -48,10 +48,19 @@ def load(path: Path) -> nn.Module:
         raise ModelError(f"There is no file {path}")
     check(path)
     try:
-        return torch.export.unflatten(torch.export.load(path)).eval()
+        return _without_fakes(torch.export.unflatten(torch.export.load(path)).eval())
     except Exception as error:  # whatever the reader of a format under development raises
         reason = first_line(error)
         raise ModelError(f"{path} cannot be loaded by torch {torch.__version__}: {reason}") from error
+
+
+def _without_fakes(model: nn.Module) -> nn.Module:
+    """The exporter's notes on shapes are fake tensors, which cannot be copied with the model."""
+    for module in model.modules():
+        graph = getattr(module, "graph", None)
+        for node in graph.nodes if isinstance(graph, torch.fx.Graph) else ():
+            node.meta.pop("val", None)
+    return model
 
 
 def check(path: Path) -> None:

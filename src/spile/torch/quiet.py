@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 _lock = threading.RLock()
 _set_to_eval: dict[nn.Module, int] = {}
-"""Modules whose training flag the passes under way have taken down, and how many of those passes there are."""
+"""Modules whose training flag passes under way have taken down, and how many passes those are."""
 _without_fast_path: list[bool] = []
 """One entry a pass under way; the first is what to go back to."""
 
@@ -21,9 +21,9 @@ _without_fast_path: list[bool] = []
 def quiet_pass(model: nn.Module, *, evaluate: bool) -> Iterator[None]:
     """Run a pass that leaves no trace, also after an exception and beside other passes in other threads.
 
-    `evaluate` runs every module in eval mode, so that batch norm neither mixes samples nor moves its statistics,
-    and puts training flags and random states back. The fused transformer fast path is off: it skips the very
-    layers that are to be observed.
+    `evaluate` runs every module in eval mode, so that batch norm neither mixes samples nor moves its
+    statistics, and puts training flags and random states back. The fused transformer fast path is off: it
+    skips the very layers that are to be observed.
     """
     with ExitStack() as stack:
         if evaluate:
@@ -78,7 +78,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _same_random_state() -> Iterator[None]:
     cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda_states = torch.cuda.get_rng_state_all() if on_cuda else None
     try:
         yield
     finally:

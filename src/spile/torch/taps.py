@@ -1,4 +1,4 @@
-"""The tap on PyTorch: a pass that stops when it has every point. `spile.torch.capturing` catches the tensors."""
+"""The tap on PyTorch: a pass that stops when it has every point; `spile.torch.capturing` catches them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from spile.torch.verifying import compare, reference
 class Tap(nn.Module):
     """Points and pools on a model. Calling it runs the model up to the deepest point; returns `Activations`.
 
-    The model is a submodule, shared and not copied: ``tap.to(device)`` moves it, its own hooks stay. What a call
-    changes (training flags, random state) it puts back; `close` takes spile's hooks off again.
+    The model is a submodule, shared and not copied: ``tap.to(device)`` moves it, its own hooks stay. What a
+    call changes (training flags, random state) it puts back; `close` takes spile's hooks off again.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Tap(nn.Module):
             raise ModelError(f"unknown mode {mode!r}: write 'eval' (the default) or 'as_is'")
         if is_compiled(model):
             raise ModelError(
-                "the model is already compiled, and hooks set after that may never run: tap the model first and "
-                "compile the tap, torch.compile(spile.tap(model, ...))"
+                "the model is already compiled, and hooks set after that may never run: tap the model first "
+                "and compile the tap, torch.compile(spile.tap(model, ...))"
             )
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ModelError(
@@ -52,7 +52,7 @@ class Tap(nn.Module):
         self.model = model
         self.mode = mode
         self.origin: Any = None
-        """The `spile.models.LoadedModel` that the model came from, where it came from a reference."""
+        """The `spile.models.LoadedModel` of a model that came from a reference."""
         self.last_features = ""
         """Address of what the model's final classifier reads; empty until the points are resolved."""
         self._wanted = (addresses, pool)
@@ -169,7 +169,7 @@ class Tap(nn.Module):
         return output, self._capture.check(done)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Activations]:
-        """The pass as `torch.compile` and `torch.export` see it: no stop, the compiler drops what is not used."""
+        """The pass as the compiler sees it: without a stop, it drops by itself what is not used."""
         if not self._points:
             raise CaptureError("call the tap once, or make it with example=..., before it is compiled")
         if self.mode == "eval" and any(module.training for module in self.model.modules()):
@@ -187,9 +187,9 @@ def _mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
 
 
 def _prefix_tokens(point: Point, observation: Observation) -> int:
-    """Class and register tokens at this point. Raises `PoolError` where its pool needs a class token it has not.
+    """Class and register tokens at this point. Raises `PoolError` where its pool needs a class token in vain.
 
-    A layer before the class token is put in front, or one that works on patches alone, has fewer than the blocks.
+    A layer before the class token is put in front, or that works on patches alone, has fewer than the blocks.
     """
     call = observation.by_path[point.path][point.call]
     own = next(item.prefix_tokens for item in call.items(point.side) if item.key == point.item)

@@ -63,11 +63,12 @@ def from_array(array: np.ndarray[Any, Any]) -> Tensor:
 
 def called_with(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     """The arguments of a call. One mapping of the forward pass's own argument names is taken as keywords."""
-    if len(args) == 1 and not kwargs and isinstance(args[0], Mapping) and _takes(model, args[0]):
-        args, kwargs = (), dict(args[0])
+    only = args[0] if len(args) == 1 and not kwargs else None
+    if isinstance(only, Mapping) and _takes(model, only):
+        args, kwargs = (), dict(only)
     device = device_of(model)
-    placed: Inputs = transform(Inputs(args, kwargs), lambda t: t if t.device == device else t.to(device))
-    return placed
+    placed = transform((args, kwargs), lambda t: t if t.device == device else t.to(device))
+    return Inputs(placed[0], placed[1])
 
 
 def inputs_of(model: nn.Module, example: Any) -> Inputs:

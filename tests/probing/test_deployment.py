@@ -1,0 +1,101 @@
+"""A saved model: what its folder may name, and how a broken one is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import spile
+from spile.errors import DataError, ModelError
+from spile.probing import deployment
+from spile.probing.ridge import fit_ridge
+
+CLASSES: list[Any] = [np.array([-3, 7]), np.array(["a b", "é"]), np.array([0.1, 2.5, 1e300])]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tmp_path / "model", np.array(["no", "yes"]))
+
+
+def save(folder: Path, classes: Any) -> Path:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    x = torch.randn(12, 4)
+    tap = spile.tap(net, "0", example=x)
+    y = classes[np.arange(12) % len(classes)]
+    head = fit_ridge(tap(x)["0"].detach().numpy(), y, classes=classes)
+    deployment.save(
+        folder, tap=tap, example=x, head=head, preprocessing=None, about={"point": "0"}, exported=True
+    )
+    return folder
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_labels_come_back_as_they_were(tmp_path: Path, classes: Any) -> None:
+    clf = spile.load(save(tmp_path / "model", classes))
+
+    found = clf.predict(np.zeros((3, 4), np.float32))
+    assert clf.classes == tuple(classes.tolist())
+    assert found.dtype == classes.dtype
+    assert set(found.tolist()) <= set(classes.tolist())
+
+
+def test_saving_again_replaces_the_folder(folder: Path) -> None:
+    (folder / "head.skops").write_text("of an earlier model")
+    (folder / "config.json").write_text("of an earlier model")
+
+    save(folder, CLASSES[0])
+
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.json", "network.pt2", "head.safetensors"}
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "reference", ["evil.py:make", "other.pt2", "hf:somebody/model", "model.keras", "hf:/tmp"]
+)
+def test_a_folder_may_not_name_code_or_files_elsewhere(
+    folder: Path, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    monkeypatch.chdir(folder)
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**description, "reference": reference}))
+
+    with pytest.raises(ModelError, match="anything else could run code"):
+        spile.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.json", "[1]", "is broken"),
+        ("model.json", "{", "is broken"),
+        ("model.json", '{"format": 99}', "has format 99; this spile reads 1"),
+        ("model.json", '{"format": 1}', "no address, alpha, classes"),
+        ("head.safetensors", "", "cannot be read"),
+        ("network.pt2", "", "not an exported program"),
+    ],
+)
+def test_broken_folders(folder: Path, file: str, content: str, message: str) -> None:
+    (folder / file).write_text(content)
+
+    with pytest.raises(ModelError, match=message):
+        spile.load(folder)
+
+
+def test_a_sample_that_cannot_be_read_is_named(folder: Path) -> None:
+    clf = spile.load(folder)
+
+    with pytest.raises(DataError, match="1 cannot be used"):
+        clf.predict([np.zeros(4, np.float32), np.zeros(5, np.float32)])
+    batches = list(clf.predict_batches([np.zeros(4, np.float32), np.zeros(5, np.float32)]))
+    assert [len(labels) for _, labels, _ in batches] == [1]
+    assert batches[0][0].skipped[0].id == "1"

@@ -26,7 +26,11 @@ IMAGES = ImagePreprocessing(resize=16, crop=(16, 16), mean=(0.5, 0.5, 0.5), std=
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3, stride=2), nn.ReLU()
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.ReLU(),
     ).train()
 
 
@@ -39,7 +43,9 @@ def tapped(model: nn.Module | None = None, addresses: Any = ("2", "4"), pool: An
 
 
 def extract(tap: Any, data: Any, path: Path | None = None, **options: Any) -> Any:
-    return spile.extract(tap, data, path, **{"preprocessing": IMAGES, "progress": False, "batch_size": 8, **options})
+    return spile.extract(
+        tap, data, path, **{"preprocessing": IMAGES, "progress": False, "batch_size": 8, **options}
+    )
 
 
 def image_folder(folder: Path, count: int = 20) -> Path:
@@ -50,7 +56,9 @@ def image_folder(folder: Path, count: int = 20) -> Path:
 
 
 def columns(store: Any) -> dict[str, bytes]:
-    return {name: store[name].numpy().tobytes() for name in store.points} | {"id": str(store.ids.tolist()).encode()}
+    return {name: store[name].numpy().tobytes() for name in store.points} | {
+        "id": str(store.ids.tolist()).encode()
+    }
 
 
 def test_values_are_those_of_the_model_by_hand() -> None:
@@ -222,8 +230,12 @@ def test_adding_from_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_infos_tell_cost_order_and_baselines() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    tap = spile.tap(model, {"raw": "@in", "early": "1", "last": "4@in"}, pool={"raw": "grid:4"}, example=(1, 3, 16, 16))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    tap = spile.tap(
+        model, {"raw": "@in", "early": "1", "last": "4@in"}, pool={"raw": "grid:4"}, example=(1, 3, 16, 16)
+    )
     points = extract(tap, pictures(8)).points
     assert [points[n].info["baseline"] for n in ("raw", "early", "last")] == ["raw", None, "last"]
     assert points["raw"].shape == (48,) and points["raw"].info["macs"] == 0
@@ -273,7 +285,13 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
         (folder / "class0" / name).write_bytes(b"no picture")
     whole = extract(tapped(), folder, tmp_path / "whole.lance", batch_size=4, max_bad=0.2)
     path = tmp_path / "killed.lance"
-    command = [sys.executable, "-c", PRODUCER.format(tests=str(Path(__file__).parent)), str(folder), str(path)]
+    command = [
+        sys.executable,
+        "-c",
+        PRODUCER.format(tests=str(Path(__file__).parent)),
+        str(folder),
+        str(path),
+    ]
     rng = random.Random(0)
     killed = 0
     for _ in range(kills * 4):
@@ -340,7 +358,11 @@ print(peak[0])
 def peak_memory(count: int, path: Path) -> int:
     script = MEMORY.format(tests=str(Path(__file__).parent))
     found = subprocess.run(
-        [sys.executable, "-c", script, str(count), str(path)], capture_output=True, text=True, check=True, timeout=1500
+        [sys.executable, "-c", script, str(count), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=1500,
     )
     return int(found.stdout.split()[-1])
 
@@ -350,5 +372,3 @@ def peak_memory(count: int, path: Path) -> int:
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
     few, many = peak_memory(5_000, tmp_path / "few.lance"), peak_memory(50_000, tmp_path / "many.lance")
     assert many <= 1.10 * few, f"{few / 1e6:.0f} MB for 5,000 samples, {many / 1e6:.0f} MB for 50,000"
-
-

@@ -19,7 +19,7 @@ class PoolError(SpileError, ValueError):
 
 
 class CaptureError(SpileError, RuntimeError):
-    """A tap did not receive what it was built for: a point fired too rarely, too often, or differs from the reference."""
+    """A point of a tap fired too rarely, too often, or differs from the reference."""
 
 
 class ModelError(SpileError, ValueError):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from spile.backend import Engine, Precision, Tap, backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import DataError, ModelError
 from spile.models import LoadedModel
+from spile.pipeline import BadSampleLimit, written_behind
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 from spile.progress import progress_bar
 from spile.resolution import Point
@@ -36,9 +34,6 @@ BATCH_SIZE = 32
 
 _SAME_MODEL = ("architecture", "weights", "mode", "preprocessing", "precision", "samples")
 """What columns that are added to a store must share with it."""
-
-_QUEUED = 2
-_SAMPLES_BEFORE_JUDGING_A_STREAM = 1000
 
 
 def extract(
@@ -61,30 +56,35 @@ def extract(
 
     Args:
         tap: made by `spile.tap`; one made from a model reference brings the model's preprocessing.
-        data: anything `spile.data.open_source` takes: a folder, a manifest, arrays, a DataLoader, ``demo:NAME``, …
+        data: anything `spile.data.open_source` takes: a folder, a manifest, arrays, a DataLoader, a demo set.
         path: of the Lance dataset to write, local or ``s3://…``; ``None`` keeps the store in memory.
-        dtype: what is stored. ``float16`` halves the size; a value it cannot hold is an error, not an infinity.
+        dtype: what is stored. ``float16`` halves the size; what it cannot hold is an error, not an infinity.
         engine: how the tap is run; ``auto`` chooses.
         precision: what is computed in.
         batch_size: samples a batch. A resumed run must use the same, which ``auto`` does.
         preprocessing: what uint8 images or texts get, where the tap does not bring it.
         resume: go on with a store at `path` that a killed run left; a finished one is returned as it is. With
             ``False``, anything at `path` is an error.
-        max_bad: share of samples that may be unreadable; they become rows of ``store.skipped``. One is always allowed.
+        max_bad: share of samples that may be unreadable (one always may); they become rows of
+            ``store.skipped``.
         workers: threads that read and decode.
 
-    Raises `DataError`, `CaptureError`, `StoreError`, and `FingerprintMismatch` where the store at `path` was made by
-    something that gives other values.
+    Raises `DataError`, `CaptureError`, `StoreError`, and `FingerprintMismatch` where the store at `path` was
+    made by something that gives other values.
     """
     with _run(tap, data, engine, precision, batch_size, preprocessing, workers) as run:
         columns = run.columns(dtype)
         manifest = run.manifest()
         writer = _open_writer(path, columns, manifest, again=resume, storage_options=storage_options)
         if not writer.complete:
-            limit = _Limit(max_bad, run.length, skipped=writer.skipped, kept=None if path is None else str(path))
+            limit = BadSampleLimit(
+                max_bad, run.length, skipped=writer.skipped, kept=None if path is None else str(path)
+            )
             with (
-                progress_bar("extract", total=run.length, done=writer.next_position, shown=progress) as report,
-                _written_behind(lambda batch, arrays: _append(writer, batch, arrays), writer.commit) as write,
+                progress_bar(
+                    "extract", total=run.length, done=writer.next_position, shown=progress
+                ) as report,
+                written_behind(lambda batch, arrays: _append(writer, batch, arrays), writer.commit) as write,
             ):
                 for batch, arrays in run.results(columns, start=writer.next_position):
                     write(batch, arrays)
@@ -105,8 +105,8 @@ def add(
 ) -> Store:
     """Add the points of `tap` to `store` as new columns, from the `data` the store was made from.
 
-    Nothing that is written already is rewritten, and a run that is cut off leaves the store as it was. The model, its
-    preprocessing and precision must be those of the store (`FingerprintMismatch`), the samples too (`StoreError`).
+    Nothing that is written already is rewritten, and a run that is cut off leaves the store as it was. The
+    model, its preprocessing, precision and samples must be those of the store (`FingerprintMismatch`).
     """
     made = store.manifest.fingerprinted
     with _run(tap, data, "auto", made["precision"], made["batch_size"], preprocessing, workers) as run:
@@ -119,7 +119,10 @@ def add(
             for batch, arrays in run.results(columns, start=0):
                 keep = [i for i, record in enumerate(batch.records) if record.id in known]
                 ids = [batch.records[i].id for i in keep]
-                chosen = {name: [values[i] for i in keep] if isinstance(values, list) else values[keep] for name, values in arrays.items()}
+                chosen = {
+                    name: [values[i] for i in keep] if isinstance(values, list) else values[keep]
+                    for name, values in arrays.items()
+                }
                 writer.append(ids, chosen)
                 report(samples=batch.stop - batch.start, written=run.bytes, skipped=len(batch.skipped))
             return writer.finish()
@@ -144,7 +147,7 @@ def _append(writer: Writer, batch: Batch, arrays: Mapping[str, Any]) -> None:
 
 @dataclass
 class _Run:
-    """One extraction under way: the opened data, the tap's engine, and the first batch that had a good sample."""
+    """One extraction under way: opened data, the tap's engine, the first batch that had a good sample."""
 
     tap: Tap
     source: Source | Stream
@@ -190,7 +193,10 @@ class _Run:
     def _kept(self, name: str, values: np.ndarray[Any, Any], batch: Batch) -> Any:
         """The values of a batch; tokens that are padding go, which leaves samples of several lengths."""
         if len(values) != len(batch.records):
-            raise ModelError(f"{name} gives {len(values)} rows for {len(batch.records)} samples, so it cannot be stored by sample")
+            raise ModelError(
+                f"{name} gives {len(values)} rows for {len(batch.records)} samples, so it cannot be stored "
+                "by sample: leave it out, or give a pool that makes one row of each sample"
+            )
         mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, dict) else None
         if mask is not None and values.ndim > 2 and values.shape[:2] == tuple(mask.shape):
             return [row[np.asarray(real, dtype=bool)] for row, real in zip(values, mask, strict=True)]
@@ -200,7 +206,12 @@ class _Run:
         """One column a point, shaped like the first batch."""
         baselines = {"@in": "raw", self.tap.last_features: "last"}
         return [
-            ColumnSpec(name=point.name, shape=_shape(self._lead_arrays[point.name]), dtype=dtype, info=_info(point, baselines))
+            ColumnSpec(
+                name=point.name,
+                shape=_shape(self._lead_arrays[point.name]),
+                dtype=dtype,
+                info=_info(point, baselines),
+            )
             for point in self.tap.points
         ]
 
@@ -218,10 +229,16 @@ class _Run:
                 "engine": self.engine.name,
                 "precision": self.precision,
                 "batch_size": self.batch_size,
-                "versions": {**backend.versions(), "pillow": metadata.version("pillow"), "spile": spile.__version__},
+                "versions": {
+                    **backend.versions(),
+                    "pillow": metadata.version("pillow"),
+                    "spile": spile.__version__,
+                },
             },
             recorded={
-                "model": origin.reference if origin else f"{type(self.tap.model).__module__}.{type(self.tap.model).__qualname__}",
+                "model": origin.reference
+                if origin
+                else f"{type(self.tap.model).__module__}.{type(self.tap.model).__qualname__}",
                 "data": self.source.name,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "numpy": np.__version__,
@@ -229,17 +246,22 @@ class _Run:
         )
 
     def results(self, columns: Sequence[ColumnSpec], *, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        """Every batch from `start` on with its arrays; the batches that were read to learn the shapes come for free."""
+        """Every batch from `start` on with its arrays; what was read to learn shapes is not read again."""
         empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
         ahead: Iterator[tuple[Batch, dict[str, Any]]]
         if start == 0:
-            ahead = chain(zip(self._lead, [{}] * (len(self._lead) - 1) + [self._lead_arrays], strict=True), _uncomputed(self._first))
+            ahead = chain(
+                zip(self._lead, [{}] * (len(self._lead) - 1) + [self._lead_arrays], strict=True),
+                _uncomputed(self._first),
+            )
         else:
             self.close()
             ahead = _uncomputed(self._read(start))
         for batch, arrays in ahead:
             arrays = arrays or self._compute(batch) or empty
-            self.bytes += sum(_size(values) for values in arrays.values()) * np.dtype(columns[0].dtype).itemsize
+            self.bytes += (
+                sum(_size(values) for values in arrays.values()) * np.dtype(columns[0].dtype).itemsize
+            )
             yield batch, arrays
 
     def close(self) -> None:
@@ -283,62 +305,6 @@ def _run(
         run.close()
 
 
-@contextmanager
-def _written_behind(
-    append: Callable[[Batch, dict[str, Any]], None], commit: Callable[[], None]
-) -> Iterator[Callable[[Batch, dict[str, Any]], None]]:
-    """Write in a thread of its own, a few batches behind; what was computed before an error is still committed."""
-    waiting: queue.Queue[tuple[Batch, dict[str, Any]] | None] = queue.Queue(maxsize=_QUEUED)
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        while (item := waiting.get()) is not None:
-            if not failed:
-                try:
-                    append(*item)
-                except BaseException as error:
-                    failed.append(error)
-
-    def write(batch: Batch, arrays: dict[str, Any]) -> None:
-        if failed:
-            raise failed[0]
-        waiting.put((batch, arrays))
-
-    thread = threading.Thread(target=work, name="spile-writer", daemon=True)
-    thread.start()
-    try:
-        yield write
-    finally:
-        waiting.put(None)
-        thread.join()
-        if not failed:
-            commit()
-    if failed:
-        raise failed[0]
-
-
-class _Limit:
-    """Stops a run with too many bad samples."""
-
-    def __init__(self, max_bad: float, total: int | None, *, skipped: int, kept: str | None) -> None:
-        if not 0 <= max_bad <= 1:
-            raise DataError(f"max_bad={max_bad} is no share: write a number from 0 to 1, e.g. 0.05")
-        self._max_bad, self._total, self._kept = max_bad, total, kept
-        self.skipped = skipped
-
-    def count(self, batch: Batch) -> None:
-        """Raise `DataError` where too many samples were skipped so far, those of `batch` included."""
-        self.skipped += len(batch.skipped)
-        total = self._total or max(batch.stop, _SAMPLES_BEFORE_JUDGING_A_STREAM)
-        if self.skipped > math.ceil(self._max_bad * total):
-            last = f"{batch.skipped[-1].id}: {batch.skipped[-1].reason}" if batch.skipped else "see store.skipped"
-            kept = f"; what is done is kept in {self._kept} and the run can be resumed" if self._kept else ""
-            raise DataError(
-                f"{self.skipped} of {total} samples cannot be used (last: {last}), more than max_bad={self._max_bad:g} "
-                f"allows{kept}: mend the data or give a larger max_bad"
-            )
-
-
 def _uncomputed(read: Iterator[Batch]) -> Iterator[tuple[Batch, dict[str, Any]]]:
     for batch in read:
         yield batch, {}
@@ -371,7 +337,7 @@ def _info(point: Point, baselines: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _samples_hash(source: Source | Stream) -> dict[str, Any] | None:
-    """How many samples, and a hash of their ids; ``None`` for a stream, whose samples are not known beforehand."""
+    """How many samples, and a hash of their ids; ``None`` for a stream, which does not tell beforehand."""
     if isinstance(source, Stream):
         return None
     digest = hashlib.sha256()

@@ -12,10 +12,10 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "ham
 class ImagePreprocessing:
     """Image to model input: resize, centre-crop, then ``(pixel * scale - mean) / std`` per channel.
 
-    `resize` is in pixels: an integer scales the shorter side to it and keeps the aspect; ``(height, width)`` scales
-    both; ``None`` keeps the size. `crop` is the ``(height, width)`` of the centre crop (zero-padded where the image is
-    smaller), ``None`` for no crop. Resizing and cropping happen on uint8 pixels with Pillow, which is what timm,
-    torchvision and Hugging Face do to PIL images.
+    `resize` is in pixels: an integer scales the shorter side to it and keeps the aspect;
+    ``(height, width)`` scales both; ``None`` keeps the size. `crop` is the ``(height, width)`` of the centre
+    crop (zero-padded where the image is smaller), ``None`` for no crop. Resizing and cropping happen on uint8
+    pixels with Pillow, which is what timm, torchvision and Hugging Face do to PIL images.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -29,7 +29,7 @@ class ImagePreprocessing:
     """Where an odd margin is cut: half to even (timm, torchvision), or down (Hugging Face)."""
 
     def at(self, size: int) -> ImagePreprocessing:
-        """The same, for square inputs of `size` pixels and without losing a border: shorter side to `size`, crop."""
+        """The same for square inputs of `size` pixels: the shorter side is scaled to it, nothing is lost."""
         return replace(self, resize=size, crop=(size, size))
 
     def to_json(self) -> dict[str, Any]:
@@ -59,5 +59,7 @@ def from_json(spec: dict[str, Any] | None) -> Preprocessing | None:
     """Read back what `to_json` wrote; ``None`` stays ``None`` (inputs are taken as ready)."""
     if spec is None:
         return None
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "kind"}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in spec.items() if k != "kind"
+    }
     return TextPreprocessing(**fields) if spec["kind"] == "text" else ImagePreprocessing(**fields)

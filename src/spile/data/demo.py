@@ -77,9 +77,12 @@ def photos() -> Samples:
 
 
 def photographs() -> list[tuple[str, Pixels]]:
-    """Three of the photographs whole, (title, uint8 pixels): a person, a cat, a cup (package scikit-image)."""
-    shown = [path for path in PHOTOS if Path(path).stem in ("astronaut", "chelsea", "coffee")]
-    return [(Path(path).stem, read_image(packaged_file(path, purpose="the demo's photographs"))) for path in shown]
+    """Three of the photographs, whole: (title, uint8 pixels) of a person, a cat and a cup."""
+    return [
+        (Path(path).stem, read_image(packaged_file(path, purpose="the demo's photographs")))
+        for path in PHOTOS
+        if Path(path).stem in ("astronaut", "chelsea", "coffee")
+    ]
 
 
 def patch_grid(height: int, width: int) -> list[tuple[str, int, int, int, int]]:

@@ -99,9 +99,7 @@ def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int,
     return int(resize * width / height), resize
 
 
-def _centre_box(
-    size: tuple[int, int], crop: tuple[int, int], rounding: str
-) -> tuple[int, int, int, int]:
+def _centre_box(size: tuple[int, int], crop: tuple[int, int], rounding: str) -> tuple[int, int, int, int]:
     """The (left, top, right, bottom) of a centre crop; outside the image, Pillow fills with zeros."""
     left, top = (_offset(have, want, rounding) for have, want in zip(size, reversed(crop), strict=True))
     return left, top, left + crop[1], top + crop[0]

@@ -178,8 +178,8 @@ def _open(data: Any) -> Source | Stream:
     """The data, which is read twice: a few samples, then all. What is useless is refused."""
     if isinstance(data, Iterator):
         raise DataError(
-            f"a {type(data).__name__} can be read only once: pass what makes it, such as a DataLoader, a list "
-            "of samples, or arrays (x, y)"
+            f"a {type(data).__name__} can be read only once: pass what makes it, such as a DataLoader, a "
+            "list of samples, or arrays (x, y)"
         )
     source = open_source(data)
     if isinstance(source, Source):

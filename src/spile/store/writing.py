@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from spile.data.source import Record, Skipped
 
 COMMIT_BYTES = 8 << 20
+"""A few fragments a second at most; Lance needs several times this much memory while it writes one."""
 COMMIT_SECONDS = 10.0
 _SHARE_LOST = 0.02
 """A long run commits ever more rarely: a kill costs at most this share of it, and versions stay few."""
@@ -260,8 +261,8 @@ class Writer:
 class _Block:
     """The rows of one column that wait for a commit.
 
-    Those of a fixed width lie in one piece of memory that every commit reuses: many small pieces among the large,
-    short-lived ones of a running model would scatter the heap, and memory use would grow with the run.
+    Those of a fixed width lie in one piece of memory that every commit reuses: many small pieces among the
+    large, short-lived ones of a running model would scatter the heap, and memory use would grow with the run.
     """
 
     def __init__(self, spec: ColumnSpec, capacity: int) -> None:

@@ -183,6 +183,17 @@ def test_inputs_that_are_not_batched_stay_as_they_are() -> None:
 # --- axes -----------------------------------------------------------------------------------------
 
 
+class Kernel(nn.Module):
+    """A convolution that is no layer of a known kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv1d(x, self.weight)
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "expected"),
     [
@@ -191,14 +202,16 @@ def test_inputs_that_are_not_batched_stay_as_they_are() -> None:
         (lambda: nn.Sequential(nn.Conv3d(3, 8, 3)), (1, 3, 8, 8, 8), "BCZYX"),
         (lambda: nn.Sequential(nn.Linear(3, 8)), (1, 16, 3), "BTC"),
         (lambda: nn.Sequential(nn.Linear(3, 8)), (1, 3), "BC"),
-        (lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 8, 3, 4)), (1, 64), None),
+        (lambda: nn.Sequential(nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 8, 3, 4)), (1, 64), "BCT"),
         (lambda: nn.Sequential(nn.Identity()), (1, 16, 3), "BTC"),
+        (lambda: nn.Sequential(Kernel(), nn.Identity()), (1, 3, 16), "BCT"),
+        (lambda: nn.Sequential(nn.LSTM(3, 8, batch_first=True)), (1, 16, 3), "BTC"),
     ],
 )
 def test_axes_of_simple_layers(make: Any, shape: tuple[int, ...], expected: str | None) -> None:
     model = make()
     last = str(len(model) - 1)
-    assert of(observe(model, shape), last) == (expected or "BCT")
+    assert of(observe(model, shape), last) == expected
 
 
 def test_an_axis_that_mixes_samples_is_none() -> None:

@@ -10,7 +10,18 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    GPT2Config,
+    GPT2Model,
+    ViTConfig,
+    ViTModel,
+)
 
 from spile.errors import PoolError
 from spile.pool import parse
@@ -210,6 +221,10 @@ def test_channels_last_and_first_are_told_apart() -> None:
                     )
 
 
+HF_IMAGE = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "image_size": 32, "patch_size": 8, "num_register_tokens": 4,
+}  # fmt: skip
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2, "num_classes": 3}
 
 
@@ -247,6 +262,24 @@ def test_prefix_tokens_are_no_patches(name: str, options: dict[str, Any], prefix
         else:
             with pytest.raises(PoolError, match="has no class token"):
                 Tap(model, places[0], pool="cls", example=x)
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "prefix"),
+    [
+        (lambda: ViTModel(ViTConfig(**HF_IMAGE)), "layers.1", 1),
+        (lambda: CLIPVisionModel(CLIPVisionConfig(**HF_IMAGE)), "encoder.layers.1", 1),
+        (lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**HF_IMAGE)), "encoder.layer.1", 5),
+    ],
+    ids=["vit", "clip", "dinov2 with registers"],
+)
+def test_prefix_tokens_of_hugging_face_models(make: Any, place: str, prefix: int) -> None:
+    model, x = make().eval(), {"pixel_values": torch.randn(2, 3, 32, 32)}
+    with torch.no_grad():
+        whole = Tap(model, place, pool=None, example=x)(x)[place]
+        found = Tap(model, place, pool="cls+mean", example=x)(x)[place]
+    assert whole.shape == (2, 16 + prefix, 16)
+    torch.testing.assert_close(found, torch.cat([whole[:, 0], whole[:, prefix:].mean(1)], 1))
 
 
 def test_patches_before_the_class_token_are_all_patches() -> None:

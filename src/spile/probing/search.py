@@ -11,7 +11,15 @@ import numpy.typing as npt
 
 from spile.errors import ProbeError, nearest
 from spile.probing.result import Nested, OutOfFold, ProbeResult, ProbeRow, choose
-from spile.probing.scoring import STREAM_FEATURES, Evaluation, evaluate, is_ragged, mean_and_error, width
+from spile.probing.scoring import (
+    STREAM_FEATURES,
+    Evaluation,
+    evaluate,
+    is_ragged,
+    mean_and_error,
+    small_systems,
+    width,
+)
 from spile.probing.task import Estimator, FeatureStore, Metric, Point, Task, make_task
 
 Array = npt.NDArray[Any]
@@ -62,12 +70,13 @@ def probe(
     task = make_task(store, rows=rows, estimator=estimator, metric=metric, cv=cv, repeats=repeats, seed=seed)
     evaluations: dict[str, Evaluation] = {}
     table: list[ProbeRow] = []
-    for name, point in store.points.items():
-        row = _describe(name, point, task)
-        if not row.note:
-            evaluations[name] = evaluate(store[name], task, point=name)
-            row = _scored(row, evaluations[name], task)
-        table.append(row)
+    with small_systems(len(task.rows)):
+        for name, point in store.points.items():
+            row = _describe(name, point, task)
+            if not row.note:
+                evaluations[name] = evaluate(store[name], task, point=name)
+                row = _scored(row, evaluations[name], task)
+            table.append(row)
     if not any(row.score is not None and row.baseline != "raw" for row in table):
         reasons = "; ".join(f"{row.point}: {row.note}" for row in table if row.note) or "it holds none"
         raise ProbeError(

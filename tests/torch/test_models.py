@@ -340,7 +340,7 @@ def test_a_local_vision_model(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     loaded = load_model(f"hf:{tmp_path}", input_size=32)
     assert capfd.readouterr() == ("", "")
     assert loaded.preprocessing == ImagePreprocessing(
-        resize=32, crop=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3
+        resize=32, crop=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, crop_rounding="down"
     )
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
     assert not loaded.model.training

@@ -129,10 +129,13 @@ def test_a_tap_over_ddp_has_the_same_addresses(image: Tensor) -> None:
     model = Net()
     wrapped = DistributedDataParallel(model)
     tap = Tap(wrapped, PLACES, pool=None, example=image)
+    synchronised: list[bool] = []
+    wrapped.register_forward_pre_hook(lambda *_: synchronised.append(torch.is_grad_enabled()))
     assert_equal(tap(image), Tap(model, PLACES, pool=None, example=image)(image))
-    assert tap.verify(image).largest_difference == 0
     with torch.no_grad():
         assert_equal(tap(image), Tap(model, PLACES, pool=None, example=image)(image))
+    assert synchronised == [True]
+    assert tap.verify(image).largest_difference == 0
     prefixed = Tap(wrapped, ["module.conv", "module.relu#1"], pool=None, example=image)
     assert_equal(prefixed(image), {f"module.{name}": tap(image)[name] for name in ("conv", "relu#1")})
     assert model.training

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from spile import structure
 from spile.address import Side
@@ -23,6 +19,7 @@ from spile.errors import ModelError
 from spile.observation import Call, Item, Layer, Observation
 from spile.torch import layouts
 from spile.torch.capturing import Observer
+from spile.torch.modes import FakeTensors, Meter
 from spile.torch.quiet import quiet_pass, unchanged, watching_calls
 from spile.torch.trees import Inputs, given, inputs_of, names_of, tensors, transform, unwrap
 
@@ -78,72 +75,29 @@ class _CannotCopyError(Exception):
     pass
 
 
-class _FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """Fake tensors that remember what they could not do, for models that swallow the error."""
-
-    failed: Exception | None = None
-
-    def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().__torch_dispatch__(*args, **kwargs)
-        except Exception as error:
-            self.failed = error
-            raise
-
-
-class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations. Unlike `FlopCounterMode` it asks nothing of gradients or modules."""
-
-    operations = 0
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one of the two samples."""
-        return self.operations // 4
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        count = flop_registry.get(func._overloadpacket)
-        if count is None and func is not torch.ops.prim.device.default:
-            with self:  # what a composite operation consists of, as in inference mode they come whole
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        out = func(*args, **kwargs)
-        if count is not None:
-            self.operations += int(count(*args, **kwargs, out_val=out))
-        return out
-
-
 @dataclass(frozen=True)
 class _Subject:
     """What the dry passes run on."""
 
     model: nn.Module
     base: nn.Module
-    fake: _FakeTensors | None
+    fake: FakeTensors | None
     """Fake tensors cost nothing and hold no values. One mode for all passes: the copy may keep some."""
 
     def run(self, inputs: Inputs) -> list[Call]:
         """One recorded pass."""
-        meter = _Meter()  # type: ignore[no-untyped-call]
+        meter = Meter()
         with ExitStack() as stack:
             stack.enter_context(quiet_pass(self.model, evaluate=True))
             stack.enter_context(torch.no_grad())
             if self.model is self.base:
                 stack.enter_context(unchanged(self.base))
             if self.fake is not None:
-                self.fake.failed = None
                 inputs = _each(inputs, self.fake.from_tensor)
-                stack.enter_context(_quiet_fake_tensors())
-                stack.enter_context(_no_autocast_cache())
-                stack.enter_context(self.fake)
+                stack.enter_context(self.fake.running())
             stack.enter_context(meter)
             originals = set() if self.model is self.base else set(self.base.modules())
-            calls = _record(self.model, originals, meter, inputs)
-        if self.fake is not None and self.fake.failed is not None:
-            raise self.fake.failed
-        return calls
+            return _record(self.model, originals, meter, inputs)
 
     def variant(self, inputs: Inputs) -> dict[_Key, Item]:
         """The items of a further pass by their place; empty where the model does not take such an input."""
@@ -161,10 +115,8 @@ def _first_pass(base: nn.Module, inputs: Inputs) -> tuple[_Subject, list[Call]]:
             return subject, subject.run(inputs)
         except _EscapedError:
             continue
-        except (
-            Exception
-        ) as error:  # only the real pass shows whether the model or the fake tensors are at fault
-            if subject.fake is None:
+        except Exception as error:
+            if subject.fake is None:  # else the fake tensors may be at fault, which the next pass shows
                 shapes = ", ".join(
                     f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in tensors(inputs)
                 )
@@ -177,7 +129,7 @@ def _first_pass(base: nn.Module, inputs: Inputs) -> tuple[_Subject, list[Call]]:
 
 def _subjects(base: nn.Module) -> Iterator[_Subject]:
     try:
-        yield _Subject(_copy(base), base, _FakeTensors(allow_non_fake_inputs=True))
+        yield _Subject(_copy(base), base, FakeTensors())
         yield _Subject(_copy(base), base, None)
     except _CannotCopyError:
         pass
@@ -220,30 +172,7 @@ def _key(call: Call, side: Side, item: Item) -> _Key:
     return call.path, call.index, side, item.key
 
 
-@contextmanager
-def _quiet_fake_tensors() -> Iterator[None]:
-    """A pass that fake tensors cannot do is expected here; torch would log a traceback for it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Autocast keeps the weights it has cast for the passes that follow; those must not get fake ones."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
-
-
-def _record(model: nn.Module, originals: set[nn.Module], meter: _Meter, inputs: Inputs) -> list[Call]:
+def _record(model: nn.Module, originals: set[nn.Module], meter: Meter, inputs: Inputs) -> list[Call]:
     calls: list[Call] = []
     names = names_of(model)
     ran: dict[str, int] = {}

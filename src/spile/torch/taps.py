@@ -7,7 +7,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from spile import pool as pools
 from spile import structure
 from spile.backend import Activations, Mode, Verification
 from spile.errors import CaptureError, ModelError
@@ -187,12 +186,7 @@ def _mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
 
 
 def _prefix_tokens(point: Point, observation: Observation) -> int:
-    """Class and register tokens at this point. Raises `PoolError` where its pool needs a class token in vain.
-
-    A layer before the class token is put in front, or that works on patches alone, has fewer than the blocks.
-    """
+    """Class and register tokens at this point: none yet in a layer before they are put in front."""
     call = observation.by_path[point.path][point.call]
     own = next(item.prefix_tokens for item in call.items(point.side) if item.key == point.item)
-    count = observation.prefix_tokens if own is None else own
-    pools.settle(point.pool, point.layout, place=point.name, prefix_tokens=count, text=observation.text)
-    return count or 0
+    return (observation.prefix_tokens if own is None else own) or 0

@@ -355,7 +355,12 @@ def _show(table: Any, value: Any, as_json: bool) -> None:
 
 
 def _show_run(run: Any, as_json: bool) -> None:
-    about = {"test_score": run.test_score, "model": str(run.path / "model"), "report": str(run.report)}
+    about = {
+        "test_score": run.test_score,
+        "held_out": dict(run.means),
+        "model": str(run.path / "model"),
+        "report": str(run.report),
+    }
     _show(run.result, {**run.result.to_json(), **about}, as_json)
     if not as_json:
         _print(str(run))

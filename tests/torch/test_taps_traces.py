@@ -263,6 +263,21 @@ def test_threads_that_share_a_tap_and_threads_with_their_own(image: Tensor) -> N
     assert nn.Module.__call__ is nn.Module._wrapped_call_impl
 
 
+def test_threads_that_share_a_first_batch(image: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    tap = Tap(model, ["0", "1"], pool=None)
+    gate = threading.Barrier(4)
+
+    def work(index: int) -> None:
+        gate.wait()
+        assert torch.equal(tap(image + index)["1"], model(image + index))
+
+    in_threads(4, work)
+    assert len(model[0]._forward_hooks) == 1
+    tap.close()
+    assert not model[0]._forward_hooks
+
+
 def test_a_plain_pass_in_another_thread_is_not_captured(image: Tensor) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     tap = Tap(model, ["0", "1"], pool=None, example=image)

@@ -76,6 +76,26 @@ def test_a_compiled_transformer() -> None:
         assert_equal(compiled, tap(x), rtol=1e-5, atol=1e-6)
 
 
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.inner(x)
+
+
+def test_padding_is_left_out_of_a_compiled_tap() -> None:
+    torch._dynamo.reset()
+    x, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    tap = Tap(Padded().eval(), "inner", example=(x, mask))
+    compiled = torch.compile(tap, fullgraph=True, backend="eager")
+    expected = tap.model.inner(x)
+    for acts in (tap(x, mask), compiled(x, mask), compiled(x, attention_mask=mask)):
+        torch.testing.assert_close(acts["inner"][0], expected[0].mean(0))
+        torch.testing.assert_close(acts["inner"][1], expected[1, 0])
+
+
 def test_what_cannot_be_compiled_says_why(image: Tensor) -> None:
     torch._dynamo.reset()
     with pytest.raises(Exception, match=r"call model.eval\(\) before the tap is compiled"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,15 +53,23 @@ class TransferRun:
     model: deployment.Deployed
     test_score: float | None
     """Of the chosen layer on the rows that took no part in choosing or fitting."""
+    means: Mapping[str, float]
+    """Held-out scores, mean over the seeds: ``"chosen"`` (each seed chose its own), ``"last"``, ``"raw"``."""
+    seeds: int
     report: Path
 
     def __str__(self) -> str:
         best = self.result.best
-        held_out = "" if self.test_score is None else f", {self.test_score:.3f} on held-out rows"
-        return (
-            f"{best.point}: {best.score:.3f} ± {best.stderr:.3f} by cross-validation{held_out}; "
-            f"report: {self.report}"
-        )
+        words = {"chosen": "chosen layer", "last": "last layer", "raw": "raw input"}
+        means = ", ".join(f"{words[kind]} {score:.3f}" for kind, score in self.means.items())
+        lines = [
+            f"{best.point}: {best.score:.3f} ± {best.stderr:.3f} by cross-validation",
+            f"held-out rows: {means}{f' (mean of {self.seeds} seeds)' if self.seeds > 1 else ''}"
+            if means
+            else "",
+            f"report: {self.report}",
+        ]
+        return "\n".join(filter(None, lines))
 
 
 def transfer(
@@ -170,6 +178,8 @@ def transfer(
         result=results[0],
         model=deployed,
         test_score=scored[0].get(results[0].best.point),
+        means=_means(results, scored),
+        seeds=seeds,
         report=write_report(folder),
     )
 
@@ -268,6 +278,17 @@ def _test_scores(
             if score is not None:
                 scores[index][point] = score
     return scores
+
+
+def _means(results: Sequence[ProbeResult], scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over the seeds; what no seed measured is left out."""
+    found: dict[str, list[float]] = {"chosen": [], "last": [], "raw": []}
+    for result, scores in zip(results, scored, strict=True):
+        points = {row.baseline: row.point for row in result.table if row.baseline}
+        for kind, point in {"chosen": result.best.point, **points}.items():
+            if point in scores:
+                found[kind].append(scores[point])
+    return {kind: float(np.mean(values)) for kind, values in found.items() if values}
 
 
 def _score(result: ProbeResult, true: Array, predicted: Array) -> float | None:

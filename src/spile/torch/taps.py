@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Self
 
 import torch
@@ -15,8 +16,11 @@ from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, resolve
 from spile.torch.capturing import Capture, Observer, Stop, by_place
 from spile.torch.observing import observe
 from spile.torch.quiet import quiet_pass, unchanged
-from spile.torch.trees import Inputs, argument, called_with, inputs_of, is_compiled, names_of, unwrap
+from spile.torch.trees import Inputs, called_with, inputs_of, is_compiled, names_of, position_of, unwrap
 from spile.torch.verifying import compare, reference
+
+
+_resolving = threading.RLock()
 
 
 class Tap(nn.Module):
@@ -58,6 +62,7 @@ class Tap(nn.Module):
         self._points: tuple[Point, ...] = ()
         self._left_out: tuple[LeftOut, ...] = ()
         self._may_stop = True
+        self._mask_at: int | None = None
         self._capture = Capture()
         self._observers: list[Observer] = []
         self._closed = False
@@ -104,7 +109,7 @@ class Tap(nn.Module):
                 self._points,
                 inputs,
                 prefix_tokens=self._capture.prefix_tokens,
-                mask=_mask(base, inputs),
+                mask=self._mask(inputs.args, inputs.kwargs),
             )
         return compare(found, expected, rtol=rtol, atol=atol)
 
@@ -129,16 +134,17 @@ class Tap(nn.Module):
         observation = observe(self.model, example)
         self.last_features = structure.last_features(observation)
         addresses, pool = self._wanted
-        self._points, self._left_out = resolve(addresses, pool, observation)
-        prefixes = {point.name: _prefix_tokens(point, observation) for point in self._points}
+        points, self._left_out = resolve(addresses, pool, observation)
         # Where the values decide what runs, only the whole pass shows that a layer did not run once more.
-        self._may_stop = not (observation.value_dependent and any(point.only_call for point in self._points))
-        self._capture = Capture(self._points, prefixes)
+        self._may_stop = not (observation.value_dependent and any(point.only_call for point in points))
+        self._mask_at = position_of(unwrap(self.model), "attention_mask")
+        self._capture = Capture(points, {point.name: _prefix_tokens(point, observation) for point in points})
         modules = {names[0]: module for module, names in names_of(unwrap(self.model)).items()}
         self._observers = [
-            Observer(self._capture, points, modules[path])
-            for (path, _), points in by_place(self._points).items()
+            Observer(self._capture, on_layer, modules[path])
+            for (path, _), on_layer in by_place(points).items()
         ]
+        self._points = points
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, stop: bool) -> tuple[Any, Activations]:
         if self._closed:
@@ -147,8 +153,9 @@ class Tap(nn.Module):
             return self._traced(args, kwargs)
         base = unwrap(self.model)
         inputs = called_with(base, args, kwargs)
-        if not self._points:
-            self._resolve(inputs)
+        with _resolving:
+            if not self._points:
+                self._resolve(inputs)
         # DDP synchronises gradients of whole forward passes; without gradients it is not needed at all.
         distributed = base is not self.model and torch.is_grad_enabled()
         stop = stop and self._may_stop and not distributed
@@ -157,7 +164,7 @@ class Tap(nn.Module):
             observer.go_outside()
         output = None
         with quiet_pass(self.model, evaluate=self.mode == "eval"):
-            self._capture.begin(stop=stop, mask=_mask(base, inputs))
+            self._capture.begin(stop=stop, mask=self._mask(inputs.args, inputs.kwargs))
             try:
                 output = target(*inputs.args, **inputs.kwargs)
             except Stop as signal:
@@ -175,14 +182,16 @@ class Tap(nn.Module):
             raise CaptureError(
                 "call model.eval() before the tap is compiled, or make the tap with mode='as_is'"
             )
-        self._capture.begin(stop=False, mask=kwargs.get("attention_mask"))
+        self._capture.begin(stop=False, mask=self._mask(args, kwargs))
         output = self.model(*args, **kwargs)
         return output, self._capture.check(self._capture.end())
 
-
-def _mask(model: nn.Module, inputs: Inputs) -> Tensor | None:
-    mask = argument(model, inputs, "attention_mask")
-    return mask if isinstance(mask, Tensor) else None
+    def _mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Which tokens are real, where the model is told so."""
+        mask = kwargs.get("attention_mask")
+        if self._mask_at is not None and self._mask_at < len(args):
+            mask = args[self._mask_at]
+        return mask if isinstance(mask, Tensor) else None
 
 
 def _prefix_tokens(point: Point, observation: Observation) -> int:

@@ -90,11 +90,10 @@ def inputs_of(model: nn.Module, example: Any) -> Inputs:
     return called_with(model, example if positional else (example,), {})
 
 
-def argument(model: nn.Module, inputs: Inputs, name: str) -> Any:
-    """The argument called `name`, given by position or by keyword; ``None`` where it was not given."""
+def position_of(model: nn.Module, name: str) -> int | None:
+    """Where the argument `name` of the forward pass stands; ``None`` where it has none of that name."""
     names = list(inspect.signature(model.forward).parameters)
-    position = names.index(name) if name in names else len(inputs.args)
-    return inputs.args[position] if position < len(inputs.args) else inputs.kwargs.get(name)
+    return names.index(name) if name in names else None
 
 
 def _takes(model: nn.Module, names: Mapping[Any, Any]) -> bool:

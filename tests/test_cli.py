@@ -319,3 +319,19 @@ def test_help_loads_no_framework() -> None:
     )
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_threads_wait_without_spinning_unless_told_otherwise() -> None:
+    show = (
+        "import os, sys; sys.argv = ['spile', '--help']; import spile.cli\n"
+        "try: spile.cli.main()\n"
+        "except SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+            {"OMP_WAIT_POLICY": given} if given else {}
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", show], capture_output=True, text=True, check=True, env=env
+        )
+        assert found.stdout.split()[-1] == expected

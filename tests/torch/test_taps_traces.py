@@ -248,9 +248,10 @@ def test_threads_that_share_a_tap_and_threads_with_their_own(image: Tensor) -> N
     gate = threading.Barrier(4)
 
     def work(index: int) -> None:
-        tap = shared if index % 2 else Tap(model, ["norm", "conv"], pool=None, example=image)
         gate.wait()
         for step in range(15):
+            # hooks come and go while the others run
+            tap = shared if index % 2 else Tap(model, ["norm", "conv"], pool=None, example=image)
             mine = image + index + step
             acts = tap(mine)
             assert torch.equal(acts["conv"], reference.conv(mine))

@@ -43,7 +43,7 @@ class Capture:
 
     def begin(self, *, stop: bool, mask: Tensor | None) -> None:
         """Take what the hooks see from now on. With `stop`, raise `Stop` once every point is taken."""
-        if _thread() in self._passes:
+        if self.runs_here():
             raise CaptureError(
                 "this tap is already running: the model it is on calls it from inside its forward pass"
             )
@@ -53,11 +53,13 @@ class Capture:
         """What was taken; `check` it."""
         return self._passes.pop(_thread())
 
+    def runs_here(self) -> bool:
+        """Whether this thread is in a pass."""
+        return _thread() in self._passes
+
     def see(self, points: tuple[Point, ...], value: Any) -> None:
         """One run of the layer that these `points` are on."""
-        current = self._passes.get(_thread())
-        if current is None:
-            return
+        current = self._passes[_thread()]
         if torch.compiler.is_compiling():
             self._take(points, value, current)
             return
@@ -138,15 +140,20 @@ class Observer:
         self.capture = capture
         self.points = points
         self._out = points[0].side == "out"
-        register: Any = module.register_forward_hook if self._out else module.register_forward_pre_hook
-        self.handle: RemovableHandle = register(self, with_kwargs=True)
+        self.handle: RemovableHandle = (
+            module.register_forward_hook(self)
+            if self._out
+            else module.register_forward_pre_hook(self, with_kwargs=True)
+        )
         self.go_outside()
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any
-    ) -> None:
-        """What PyTorch calls before or after the layer."""
-        self.capture.see(self.points, output[0] if output else given(args, kwargs))
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *more: Any) -> None:
+        """What PyTorch calls before the layer, with keywords, or after it, with the output.
+
+        It may leave the keywords out in other threads while the hook is being set; those have no pass.
+        """
+        if self.capture.runs_here():
+            self.capture.see(self.points, more[0] if self._out else given(args, *more))
 
     def go_outside(self) -> None:
         """Be the first to see the input and the last to see the output, as whoever calls the layer."""

@@ -139,12 +139,15 @@ def _told(shape: Shape, batch: int, channels: Channels | None, image: Shape | No
 def _channels_first(shape: Shape, batch: int, channels: Channels | None) -> bool | None:
     if channels is None:
         return len(shape) > 3
-    if channels.ndim == len(shape):
-        return channels.first
     axes = [i for i in range(len(shape)) if i != batch]
     fitting = [i for i in axes if shape[i] == channels.count]
+    same_axes = channels.ndim == len(shape)
+    if same_axes and (axes[0] if channels.first else axes[-1]) in fitting:
+        return channels.first
     if fitting == [axes[0]] or fitting == [axes[-1]]:
         return fitting == [axes[0]]
+    if same_axes:
+        return channels.first
     return False if len(shape) == 3 else None  # flattened to three axes, a map has become tokens
 
 

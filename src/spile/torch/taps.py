@@ -19,7 +19,6 @@ from spile.torch.quiet import quiet_pass, unchanged
 from spile.torch.trees import Inputs, called_with, inputs_of, is_compiled, names_of, position_of, unwrap
 from spile.torch.verifying import compare, reference
 
-
 _resolving = threading.RLock()
 
 

@@ -300,8 +300,8 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; the entry point of ``spile``."""
-    # Threads that spin while they wait for each other crawl on a machine that has other work: five to twenty times
-    # slower beside one busy process on two cores. Read when the framework is imported, so set before.
+    # Threads that spin while they wait for each other crawl on a machine that has other work: five to twenty
+    # times slower beside one busy process on two cores. Read when the framework is imported, so set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]

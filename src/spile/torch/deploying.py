@@ -16,7 +16,7 @@ from spile.preprocessing import TextPreprocessing
 from spile.torch.loading import first_line
 from spile.torch.quiet import watching_calls
 from spile.torch.taps import Tap
-from spile.torch.trees import arguments, names_of, unwrap, unwrapped_name
+from spile.torch.trees import inputs_of, names_of, unwrap
 from spile.torch.weights import save_weights
 
 
@@ -52,7 +52,7 @@ def _reached(tap: Tap, example: Any) -> set[str]:
     they belong to, and those of a layer that was entered only.
     """
     model = unwrap(tap.model)
-    names = {module: unwrapped_name(found[0]) for module, found in names_of(model).items()}
+    names = {module: found[0] for module, found in names_of(model).items()}
     kept = {point.path for point in tap.points if point.side == "out"}
 
     def watch(module: nn.Module, run: Callable[[], Any], *_: Any) -> Any:
@@ -61,13 +61,11 @@ def _reached(tap: Tap, example: Any) -> set[str]:
             kept.add(names[module])
         return output
 
-    args, kwargs = arguments(example)
+    inputs = inputs_of(model, example)
     with torch.no_grad(), _Reads() as reads, watching_calls(watch):
-        tap(*args, **kwargs)
-    used = (
-        key for key, value in model.state_dict().items() if isinstance(value, Tensor) and reads.saw(value)
-    )
-    return kept | {unwrapped_name(key) for key in used}
+        tap(*inputs.args, **inputs.kwargs)
+    weights = model.state_dict()
+    return kept | {key for key, value in weights.items() if isinstance(value, Tensor) and reads.saw(value)}
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]

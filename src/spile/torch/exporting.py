@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from spile.errors import ModelError
 from spile.torch.loading import first_line
 from spile.torch.taps import Tap
-from spile.torch.trees import arguments, tensors, transform
+from spile.torch.trees import inputs_of, tensors, transform, unwrap
 
 
 def export_tap(tap: Tap, example: Any, path: Path) -> None:
@@ -26,16 +26,18 @@ def export_tap(tap: Tap, example: Any, path: Path) -> None:
     reads are not in the file. Raises `ModelError` where PyTorch cannot trace the model, or only for one
     number of samples.
     """
-    args, kwargs = arguments(_two_or_more(example))
+    inputs = inputs_of(unwrap(tap.model), _two_or_more(example))
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-    for _, tensor in tensors((args, kwargs)):
+    for _, tensor in tensors(inputs):
         # The number of samples must stay free; whether the length of texts may vary, PyTorch finds out.
         lengths = () if tensor.is_floating_point() else range(1, tensor.ndim)
         shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
     try:
         with torch.no_grad(), _evaluating(tap.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about its own exporter
-            traced = torch.export.export(_Flows(tap), args, kwargs, dynamic_shapes=shapes, strict=False)
+            traced = torch.export.export(
+                _Flows(tap), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
+            )
             # Without in-place operations dead code is recognised as such.
             program = _pruned(traced.run_decompositions({}))
     except Exception as error:  # tracing runs the model's own code: anything may come out

@@ -101,15 +101,6 @@ def _takes(model: nn.Module, names: Mapping[Any, Any]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or set(names) <= set(parameters)
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a forward pass: a tuple is positional, a mapping is keywords."""
-    if isinstance(example, tuple) and not hasattr(example, "_fields"):
-        return example, {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (example,), {}
-
-
 def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A layer's input as one value: the argument itself where there is one, else a dict of them."""
     if len(args) == 1 and not any(True for _ in tensors(kwargs)):
@@ -126,13 +117,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-def unwrapped_name(name: str) -> str:
-    """A layer's name without the prefixes that wrappers put before it."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.partition(".")[2]
-    return name
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -535,4 +535,4 @@ def test_writing_and_reading_keep_memory_flat(tmp_path):
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     written, read = map(int, found.stdout.split())
     assert written < 48 << 20  # 400 MB were written meanwhile
-    assert read < 256 << 20  # and 800 MB read
+    assert read < 400 << 20  # and 800 MB read; what Lance reads ahead and keeps levels off below 0.3 GB

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import spile
 from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.engines import EagerEngine, model_inputs
@@ -119,3 +121,22 @@ def test_whole_numbers_stay_whole() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ModelError, match="unknown precision 'int8'"):
         EagerEngine(Tap(Net(), "conv"), preprocessing=None, precision="int8")  # type: ignore[arg-type]
+
+
+def test_a_tap_of_a_reference_normalises_uint8_images_of_its_size() -> None:
+    loaded = spile.load_model("demo:efficientnet_lite0", input_size=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    tap = spile.tap(loaded, "blocks.1")
+    ready = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    assert torch.allclose(tap(pixels)["blocks.1"], tap(ready)["blocks.1"], atol=1e-5)
+    tap.verify(pixels)
+    with pytest.raises(spile.ModelError, match=r"28x28.*32x32.*spile\.extract"):
+        tap(pixels[:, :28, :28])
+    with pytest.raises(spile.ModelError, match=r"JpegImageFile|Image.*spile\.extract"):
+        tap(Image.fromarray(pixels[0]))
+
+
+def test_a_tap_of_a_bare_model_says_that_uint8_images_need_preprocessing() -> None:
+    tap = spile.tap(torch.nn.Conv2d(3, 4, 3), "@out", example=(1, 3, 8, 8))
+    with pytest.raises(spile.ModelError, match="preprocessing="):
+        tap(np.zeros((1, 8, 8, 3), np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,27 @@ class EagerEngine:
             args = model_inputs(inputs, preprocessing=self._preprocessing, device=self._device)
             activations = self._tap(**args) if isinstance(args, dict) else self._tap(args)
         return {name: _array(value) for name, value in activations.items()}
+
+
+def ready_images(value: Any, *, preprocessing: Any, device: torch.device) -> Any:
+    """What a tap was called with: uint8 images of the model's input size are normalised, all else is ready.
+
+    Raises `ModelError` for images that would have to be resized, and for files and Pillow images.
+    """
+    if isinstance(value, (str, Path)) or hasattr(value, "getexif"):
+        raise ModelError(
+            f"a tap is called with tensors or arrays, not with a {type(value).__name__}: "
+            "spile.extract(tap, data) reads files and Pillow images, and prepares them"
+        )
+    if not (isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 4):
+        return value
+    images = preprocessing if isinstance(preprocessing, ImagePreprocessing) else None
+    if images is not None and images.crop is not None and value.shape[1:3] != images.crop:
+        raise ModelError(
+            f"the images are {value.shape[1]}x{value.shape[2]} and the model's input is {images.crop[0]}x"
+            f"{images.crop[1]}: spile.extract(tap, images) resizes them, a call of the tap does not"
+        )
+    return model_inputs(value, preprocessing=images, device=device)
 
 
 def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, device: torch.device) -> Any:

@@ -14,9 +14,19 @@ from spile.errors import CaptureError, ModelError
 from spile.observation import Observation
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, resolve
 from spile.torch.capturing import Capture, Observer, Stop, by_place
+from spile.torch.engines import ready_images
 from spile.torch.observing import observe
 from spile.torch.quiet import quiet_pass, unchanged
-from spile.torch.trees import Inputs, called_with, inputs_of, is_compiled, names_of, position_of, unwrap
+from spile.torch.trees import (
+    Inputs,
+    called_with,
+    device_of,
+    inputs_of,
+    is_compiled,
+    names_of,
+    position_of,
+    unwrap,
+)
 from spile.torch.verifying import compare, reference
 
 _resolving = threading.RLock()
@@ -101,7 +111,7 @@ class Tap(nn.Module):
         with unchanged(self.model):
             found = self(*args, **kwargs)
         base = unwrap(self.model)
-        inputs = called_with(base, args, kwargs)
+        inputs = self._inputs(base, args, kwargs)
         with unchanged(self.model), quiet_pass(self.model, evaluate=self.mode == "eval"):
             expected = reference(
                 base,
@@ -151,7 +161,7 @@ class Tap(nn.Module):
         if torch.compiler.is_compiling():
             return self._traced(args, kwargs)
         base = unwrap(self.model)
-        inputs = called_with(base, args, kwargs)
+        inputs = self._inputs(base, args, kwargs)
         with _resolving:
             if not self._points:
                 self._resolve(inputs)
@@ -172,6 +182,11 @@ class Tap(nn.Module):
             finally:
                 done = self._capture.end()
         return output, self._capture.check(done)
+
+    def _inputs(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        preprocessing = self.origin.preprocessing if self.origin is not None else None
+        ready = (ready_images(a, preprocessing=preprocessing, device=device_of(base)) for a in args)
+        return called_with(base, tuple(ready), kwargs)
 
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Activations]:
         """The pass as the compiler sees it: without a stop, it drops by itself what is not used."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from spile.data import Batch
-from spile.errors import DataError
+from spile.errors import DataError, StoreError
 
 _QUEUED = 2
 _SAMPLES_BEFORE_JUDGING_A_STREAM = 1000
@@ -44,8 +44,11 @@ def written_behind(
     finally:
         waiting.put(None)
         thread.join()
-        if not failed:
+        try:
             commit()
+        except StoreError:  # where writing is what failed, the first error is the one to tell
+            if not failed:
+                raise
     if failed:
         raise failed[0]
 

@@ -198,6 +198,23 @@ def test_overflow_names_the_layer_and_offers_float32() -> None:
     assert np.isfinite(extract(tapped(model), pictures(8), dtype="float32")["4"].numpy()).all()
 
 
+def test_what_came_before_a_bad_value_is_kept(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3, 16, 16)).astype(np.float32)
+    x[20] = 1e9
+    with pytest.raises(spile.StoreError, match="float32"):
+        extract(tapped(), x, tmp_path / "s.lance")
+    assert len(spile.open(tmp_path / "s.lance")) == 16  # two whole batches of 8
+
+
+def test_versions_name_the_libraries_of_the_layers() -> None:
+    import timm
+
+    bare, library = network(), timm.create_model("test_resnet.r160_in1k")
+    assert "timm" not in extract(tapped(bare), pictures(8)).manifest.fingerprinted["versions"]
+    made = extract(tapped(library, ["layer1"]), pictures(8)).manifest.fingerprinted["versions"]
+    assert made["timm"] == timm.__version__ and made["machine"].endswith(" cpu")
+
+
 def test_uint8_images_without_preprocessing_say_what_is_missing() -> None:
     with pytest.raises(spile.ModelError, match="preprocessing="):
         extract(tapped(), pictures(8), preprocessing=None)

@@ -130,7 +130,7 @@ class Backend(Protocol):
         """Text that changes with the layers."""
         ...
 
-    def versions(self) -> dict[str, str]:
+    def versions(self, model: Any) -> dict[str, str]:
         """Versions that can change a feature's value."""
         ...
 

@@ -230,7 +230,7 @@ class _Run:
                 "precision": self.precision,
                 "batch_size": self.batch_size,
                 "versions": {
-                    **backend.versions(),
+                    **backend.versions(self.tap.model),
                     "pillow": metadata.version("pillow"),
                     "spile": spile.__version__,
                 },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 
+_LIBRARIES = {"timm", "torchvision", "transformers"}
+
+
 def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, mode: Mode) -> Tap:
     """Make a `Tap`."""
     return Tap(model, addresses, pool=pool, example=example, mode=mode)
@@ -53,6 +57,9 @@ def load_reached(model: Any, path: Path) -> None:
     load_weights(model, path, allow_missing=True)
 
 
-def versions() -> dict[str, str]:
-    """Versions that can change a feature's value."""
-    return {"torch": torch.__version__, "machine": platform.machine()}
+def versions(model: Any) -> dict[str, str]:
+    """What can change a value: versions of PyTorch and the libraries of the layers, and the machine."""
+    roots = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    libraries = {name: metadata.version(name) for name in sorted(roots & _LIBRARIES)}
+    machine = f"{platform.machine()} {device_of(model).type}"
+    return {"torch": torch.__version__, **libraries, "machine": machine}

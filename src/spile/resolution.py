@@ -90,6 +90,14 @@ def resolve(
     return tuple(points.values()), tuple(left_out)
 
 
+def by_place(points: tuple[Point, ...]) -> dict[tuple[str, Side], tuple[Point, ...]]:
+    """The points grouped by layer and side."""
+    grouped: dict[tuple[str, Side], list[Point]] = {}
+    for point in points:
+        grouped.setdefault((point.path, point.side), []).append(point)
+    return {place: tuple(found) for place, found in grouped.items()}
+
+
 def _requests(wanted: AddressesLike) -> Iterator[tuple[str | None, Address]]:
     """The user's own name, where there is one, and the address."""
     if isinstance(wanted, Mapping):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
-from spile.address import Side
 from spile.backend import Activations
 from spile.errors import CaptureError
 from spile.resolution import Point
@@ -165,14 +164,6 @@ class Observer:
             if not isinstance(hook, Observer):
                 hooks.move_to_end(self.handle.id, last=self._out)
                 return
-
-
-def by_place(points: tuple[Point, ...]) -> dict[tuple[str, Side], tuple[Point, ...]]:
-    """The points grouped by layer and side."""
-    grouped: dict[tuple[str, Side], list[Point]] = {}
-    for point in points:
-        grouped.setdefault((point.path, point.side), []).append(point)
-    return {place: tuple(found) for place, found in grouped.items()}
 
 
 def _thread() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import count
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from spile import structure
+from spile import layouts
 from spile.address import Side
 from spile.errors import ModelError
+from spile.layouts import Place
 from spile.observation import Call, Item, Layer, Observation
-from spile.torch import layouts
 from spile.torch.capturing import Observer
+from spile.torch.layouts import channels_of
 from spile.torch.modes import FakeTensors, Meter
 from spile.torch.quiet import quiet_pass, unchanged, watching_calls
 from spile.torch.trees import Inputs, given, inputs_of, names_of, tensors, transform, unwrap
@@ -26,7 +27,6 @@ from spile.torch.trees import Inputs, given, inputs_of, names_of, tensors, trans
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 _SIDES: tuple[Side, Side] = ("in", "out")
-_Key = tuple[str, int, Side, str | None]
 
 
 def observe(model: nn.Module, example: Any) -> Observation:
@@ -46,15 +46,19 @@ def observe(model: nn.Module, example: Any) -> Observation:
     subject, calls = _first_pass(base, two)
     more = subject.variant(with_samples(inputs, 3))
     larger = next(filter(None, map(subject.variant, _enlarged(two))), {})
+    modules = dict(subject.model.named_modules())
     observation = Observation(
         layers={layer.path: layer for layer in _layers(model, base)},
-        calls=_with_layouts(calls, more, larger, dict(subject.model.named_modules())),
+        calls=layouts.settled(
+            calls, more, larger, lambda call: channels_of(modules[call.path], call), channels_first=True
+        ),
         separator=".",
         prefix_tokens=None,
         text=any(not t.is_floating_point() and t.ndim == 2 for _, t in tensors(inputs)),
         value_dependent=subject.fake is None,
     )
-    return _with_prefix_tokens(observation, base, larger)
+    said: Any = getattr(base, "num_prefix_tokens", None)
+    return layouts.with_prefix_tokens(observation, larger, said=said if isinstance(said, int) else None)
 
 
 def with_samples(inputs: Inputs, samples: int) -> Inputs:
@@ -99,7 +103,7 @@ class _Subject:
             originals = set() if self.model is self.base else set(self.base.modules())
             return _record(self.model, originals, meter, inputs)
 
-    def variant(self, inputs: Inputs) -> dict[_Key, Item]:
+    def variant(self, inputs: Inputs) -> dict[Place, Item]:
         """The items of a further pass by their place; empty where the model does not take such an input."""
         try:
             calls = self.run(inputs)
@@ -168,7 +172,7 @@ def _layers(model: nn.Module, base: nn.Module) -> Iterator[Layer]:
         )
 
 
-def _key(call: Call, side: Side, item: Item) -> _Key:
+def _key(call: Call, side: Side, item: Item) -> Place:
     return call.path, call.index, side, item.key
 
 
@@ -260,78 +264,3 @@ def _enlarged(inputs: Inputs) -> Iterator[Inputs]:
 def _each(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     transformed: Inputs = transform(inputs, function)
     return transformed
-
-
-def _with_layouts(
-    calls: list[Call],
-    more: Mapping[_Key, Item],
-    larger: Mapping[_Key, Item],
-    modules: Mapping[str, nn.Module],
-) -> tuple[Call, ...]:
-    image = _image(calls)
-    known = [(call.end, layouts.channels_of(modules[call.path], call)) for call in calls]
-
-    def settled(call: Call, side: Side) -> tuple[Item, ...]:
-        until = call.end if side == "out" else call.start
-        channels = next((c for end, c in reversed(known) if c is not None and end <= until), None)
-        return tuple(with_layout(item, _key(call, side, item), channels) for item in call.items(side))
-
-    def with_layout(item: Item, key: _Key, channels: layouts.Channels | None) -> Item:
-        batch = layouts.batch_axis(item.shape, more[key].shape if key in more else None)
-        if batch is None:
-            return item
-        wide = larger[key].shape if key in larger else None
-        return replace(
-            item, layout=layouts.layout(item.shape, batch, larger=wide, channels=channels, image=image)
-        )
-
-    return tuple(replace(c, inputs=settled(c, "in"), outputs=settled(c, "out")) for c in calls)
-
-
-def _image(calls: list[Call]) -> tuple[int, ...] | None:
-    """Height and width of the image that goes into the model, the last call to be left."""
-    return next((item.shape[2:] for item in calls[-1].inputs if len(item.shape) == 4), None)
-
-
-def _with_prefix_tokens(
-    observation: Observation, model: nn.Module, larger: Mapping[_Key, Item]
-) -> Observation:
-    if observation.text:
-        return replace(observation, prefix_tokens=0)
-    blocks = structure.blocks(observation)
-    first, last = (
-        (observation.by_path[blocks[0]][0], observation.by_path[blocks[-1]][-1]) if blocks else (None, None)
-    )
-    grid = layouts.patch_grid(observation, first) if first else None
-    said = layouts.model_prefix(model, _tokens(last.outputs[0]) if last and last.outputs else None, grid)
-    image = _image([observation.root])
-    larger_image = next((i.shape[2:] for k, i in larger.items() if k[0] == "" and k[2] == "in"), None)
-
-    def told(call: Call, side: Side, item: Item) -> Item:
-        tokens, wide = _tokens(item), larger.get(_key(call, side, item))
-        if tokens is None or item.layout is None:
-            return item
-        count = layouts.prefix_tokens(
-            tokens,
-            wide.shape[item.layout.index("T")] if wide and len(wide.shape) == len(item.shape) else None,
-            image=image,
-            larger_image=larger_image,
-            grid=grid,
-            said=said,
-        )
-        return replace(item, prefix_tokens=count)
-
-    calls = tuple(
-        replace(
-            call,
-            inputs=tuple(told(call, "in", item) for item in call.inputs),
-            outputs=tuple(told(call, "out", item) for item in call.outputs),
-        )
-        for call in observation.calls
-    )
-    ends = [c.outputs[0].prefix_tokens for c in calls if last and c.end == last.end and c.outputs]
-    return replace(observation, calls=calls, prefix_tokens=ends[0] if ends else said)
-
-
-def _tokens(item: Item) -> int | None:
-    return item.shape[item.layout.index("T")] if item.layout and "T" in item.layout else None

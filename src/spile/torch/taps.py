@@ -12,8 +12,8 @@ from spile import structure
 from spile.backend import Activations, Mode, Verification
 from spile.errors import CaptureError, ModelError
 from spile.observation import Observation
-from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, resolve
-from spile.torch.capturing import Capture, Observer, Stop, by_place
+from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, by_place, resolve
+from spile.torch.capturing import Capture, Observer, Stop
 from spile.torch.engines import ready_images
 from spile.torch.observing import observe
 from spile.torch.quiet import quiet_pass, unchanged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spile import trees
 from spile.errors import ModelError
+from spile.trees import pick
+
+__all__ = [
+    "Inputs",
+    "called_with",
+    "device_of",
+    "from_array",
+    "given",
+    "inputs_of",
+    "is_compiled",
+    "names_of",
+    "pick",
+    "position_of",
+    "tensors",
+    "transform",
+    "unwrap",
+]
 
 
 class Inputs(NamedTuple):
@@ -21,23 +38,9 @@ class Inputs(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor in nested tuples, lists, mappings and dataclasses, with its dotted key."""
-    if isinstance(value, Tensor):
-        yield key, value
-        return
-    for name, child in _children(value):
-        yield from tensors(child, f"{key}.{name}" if key else str(name))
-
-
-def pick(value: Any, key: str) -> Any:
-    """Follow a dotted key; raises `LookupError` where it leads nowhere."""
-    for part in key.split("."):
-        found = dict(_children(value))
-        if part not in found:
-            raise LookupError(key)
-        value = found[part]
-    return value
+    return trees.leaves(value, _is_tensor)
 
 
 def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -103,9 +106,7 @@ def _takes(model: nn.Module, names: Mapping[Any, Any]) -> bool:
 
 def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A layer's input as one value: the argument itself where there is one, else a dict of them."""
-    if len(args) == 1 and not any(True for _ in tensors(kwargs)):
-        return args[0]
-    return {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+    return trees.given(args, kwargs, _is_tensor)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -137,13 +138,8 @@ def names_of(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
     return {module: tuple(found) for module, found in names.items()}
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        yield from ((str(k), v) for k, v in value.items())
-    elif isinstance(value, (tuple, list)):
-        yield from ((str(i), v) for i, v in enumerate(value))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def device_of(model: nn.Module) -> torch.device:

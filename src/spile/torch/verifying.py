@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from spile.backend import Verification
 from spile.errors import CaptureError
-from spile.resolution import Point
-from spile.torch.capturing import by_place
+from spile.resolution import Point, by_place
 from spile.torch.pooling import pooled
 from spile.torch.quiet import watching_calls
 from spile.torch.trees import Inputs, given, names_of, pick

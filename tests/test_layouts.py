@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spile.torch.layouts import Channels, batch_axis, layout, prefix_tokens
+from spile.layouts import Channels, batch_axis, layout, prefix_tokens
 
 MAP = Channels(first=True, count=8, ndim=4)
 LINEAR = Channels(first=False, count=8, ndim=3)

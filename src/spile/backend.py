@@ -44,6 +44,15 @@ class Verification:
     largest_difference: float
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What `Backend.export` wrote into its folder, and which tap of it gives the same features."""
+
+    file: str
+    address: str
+    pool: str
+
+
 class Tap(Protocol):
     """Points and pools on a model."""
 
@@ -118,8 +127,11 @@ class Backend(Protocol):
         """Put back what `save_reached` wrote."""
         ...
 
-    def export(self, tap: Tap, example: Any, path: Path) -> None:
-        """Save the tap as a program that does not need the model's Python."""
+    def export(self, tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Exported:
+        """Save a tap with one point as a file that does not need the model's Python.
+
+        With `dry` nothing is written: what is bound to fail, and can be told without running the tap, fails.
+        """
         ...
 
     def weights_hash(self, model: Any) -> str:
@@ -143,12 +155,10 @@ def backend_of(model: Any) -> Backend:
     """
     for framework, classes in _loaded():
         if isinstance(model, classes):
-            if framework == "keras":
-                raise ModelError("Keras models are not supported yet: give a PyTorch nn.Module")
             return cast(Backend, importlib.import_module(f"spile.{framework}.backend"))
     raise ModelError(
-        f"{type(model).__name__} is no model of a framework that is loaded: pass a torch.nn.Module, or a "
-        "reference such as 'timm:resnet50'"
+        f"{type(model).__name__} is no model of a framework that is loaded: pass a torch.nn.Module, a "
+        "keras.Model, or a reference such as 'timm:resnet50'"
     )
 
 

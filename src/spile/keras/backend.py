@@ -1,0 +1,64 @@
+"""`spile.backend.Backend` for Keras."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from spile.backend import Engine, Mode, Precision
+from spile.keras.deploying import save_reached
+from spile.keras.engines import engine_for, model_inputs
+from spile.keras.exporting import export_tap as export
+from spile.keras.observing import observe
+from spile.keras.runtime import runtime
+from spile.keras.taps import Tap
+from spile.keras.weights import architecture_hash, load_weights, weights_hash
+from spile.preprocessing import ImagePreprocessing
+from spile.resolution import AddressesLike, PoolsLike
+
+__all__ = [
+    "architecture_hash",
+    "engine",
+    "example",
+    "export",
+    "load_reached",
+    "observe",
+    "save_reached",
+    "tap",
+    "versions",
+    "weights_hash",
+]
+
+
+def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, mode: Mode) -> Tap:
+    """Make a `Tap`."""
+    return Tap(model, addresses, pool=pool, example=example, mode=mode)
+
+
+def engine(tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Engine:
+    """The engine that runs `tap` during extraction."""
+    made: Engine = engine_for(tap, preprocessing=preprocessing, precision=precision)
+    return made
+
+
+def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
+    """The inputs of one batch as the model takes them, for a dry pass."""
+    return model_inputs(inputs, preprocessing=preprocessing)
+
+
+def load_reached(model: Any, path: Path) -> None:
+    """Put back what `save_reached` wrote; layers past the deepest point keep what they have."""
+    load_weights(model, path, allow_missing=True)
+
+
+def versions(model: Any) -> dict[str, str]:
+    """What can change a value: versions of Keras, its backend and the layers' library, and the machine."""
+    found = runtime().versions()
+    device = found.pop("device")
+    roots = {type(layer).__module__.partition(".")[0] for layer in model._flatten_layers()}
+    hub = {"keras_hub": metadata.version("keras-hub")} if "keras_hub" in roots else {}
+    return {"keras": keras.__version__, **found, **hub, "machine": f"{platform.machine()} {device}"}

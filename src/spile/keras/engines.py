@@ -1,0 +1,117 @@
+"""How a tap is run during extraction: compiled by Keras' backend, or as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from spile.backend import Precision
+from spile.errors import ModelError
+from spile.keras.images import is_images, normalised
+from spile.keras.runtime import runtime
+from spile.keras.taps import Tap
+from spile.keras.trees import called_with, is_array, is_tensor, tensor_of, transform
+from spile.preprocessing import ImagePreprocessing
+
+_Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class EagerEngine:
+    """The reference engine: one batch in, a float32 (or integer) NumPy array for every point out."""
+
+    name = "eager"
+
+    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
+        self._tap = tap
+        self._preprocessing = preprocessing
+
+    def __call__(self, inputs: Any) -> _Arrays:
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
+        with runtime().without_gradients():
+            ready = model_inputs(inputs, preprocessing=self._preprocessing)
+            found = self._tap.run(called_with(self._tap.model, (ready,), {}))
+        return {name: _array(value) for name, value in found.items()}
+
+
+class CompiledEngine:
+    """The pass as one program of the backend's compiler (`tf.function`, `jax.jit`), normalisation included.
+
+    Where a program is made for one batch size, a smaller batch is filled up with its last row, and the rows
+    are dropped from the results: a last odd batch does not compile anew.
+    """
+
+    name = "compiled"
+
+    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
+        self._tap = tap
+        self._preprocessing = preprocessing
+        self._run = runtime().compiled(self._body, tap.model.variables)
+        self._rows = 0
+
+    def __call__(self, inputs: Any) -> _Arrays:
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
+        arrays = transform(checked(inputs, self._preprocessing), _as_array)
+        rows = _rows(arrays)
+        if not runtime().fixed_batch:
+            return self._run(arrays)
+        self._rows = max(self._rows, rows)
+        missing = self._rows - rows
+        filled = transform(arrays, lambda a: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]))
+        found = self._run(filled if missing else arrays)
+        return {name: value[:rows] if len(value) == self._rows else value for name, value in found.items()}
+
+    def _body(self, state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
+        images = self._preprocessing
+        if images is not None and is_tensor(inputs) and "uint8" in str(inputs.dtype):
+            inputs = normalised(inputs, images)
+        return self._tap.run(called_with(self._tap.model, (inputs,), {}), state)
+
+
+def checked(inputs: Any, preprocessing: ImagePreprocessing | None) -> Any:
+    """A batch, if it can be run. Raises `ModelError` for uint8 images whose preprocessing is not known."""
+    if is_images(inputs) and preprocessing is None:
+        raise ModelError(
+            "uint8 images need the model's preprocessing, which a bare model object does not tell: pass "
+            "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'keras:ResNet50', or "
+            "ready float arrays"
+        )
+    return inputs
+
+
+def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None) -> Any:
+    """A batch as the model takes it: uint8 pixels (samples, height, width, channels) are normalised."""
+    inputs = checked(inputs, preprocessing)
+    if is_images(inputs) and preprocessing is not None:
+        return normalised(tensor_of(inputs), preprocessing)
+    return transform(inputs, tensor_of)
+
+
+def engine_for(tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Any:
+    """The fastest engine that gives the tap's values."""
+    if precision != "float32":
+        raise ModelError(
+            f"precision {precision!r} is not for Keras models, whose layers have their own: build the model "
+            "under keras.config.set_dtype_policy('mixed_bfloat16') and leave precision at 'float32'"
+        )
+    if keras.backend.backend() == "torch" or not tap.traceable:
+        return EagerEngine(tap, preprocessing=preprocessing)
+    return CompiledEngine(tap, preprocessing=preprocessing)
+
+
+def _rows(arrays: Any) -> int:
+    return next(len(leaf) for leaf in keras.tree.flatten(arrays) if is_array(leaf))
+
+
+def _as_array(value: Any) -> np.ndarray[Any, Any]:
+    array = keras.ops.convert_to_numpy(value) if is_tensor(value) else np.asarray(value)
+    return array.astype(keras.config.floatx()) if array.dtype == np.float64 else array
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    if keras.backend.standardize_dtype(value.dtype) in ("float16", "bfloat16"):
+        value = keras.ops.cast(value, "float32")
+    array: np.ndarray[Any, Any] = keras.ops.convert_to_numpy(value)
+    return array

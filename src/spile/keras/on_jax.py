@@ -1,0 +1,56 @@
+"""Keras on JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from spile.keras.runtime import Body, Compiled
+
+fixed_batch = True
+
+
+def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
+    """Run `body` once on tracers of exactly the shapes of `inputs`."""
+
+    def traced(state: Any, given: Any) -> None:
+        body(state, given)
+
+    jax.eval_shape(traced, [variable.value for variable in variables], inputs)
+
+
+def scope(tensor: Any) -> object:
+    """The trace that a tracer belongs to."""
+    return getattr(tensor, "_trace", None) if isinstance(tensor, jax.core.Tracer) else None
+
+
+def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
+    """A `jax.jit` program; the variables are arguments, so that their values are not compiled in."""
+    program = jax.jit(body)
+
+    def run(inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+        found = program([variable.value for variable in variables], inputs)
+        return {name: _array(value) for name, value in found.items()}
+
+    return run
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """JAX keeps nothing outside `jax.grad`."""
+    return nullcontext()
+
+
+def versions() -> dict[str, str]:
+    """JAX's version, and the device."""
+    return {"jax": jax.__version__, "device": jax.default_backend()}
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    half = value.dtype in (jnp.float16, jnp.bfloat16)
+    return np.asarray(value.astype(jnp.float32) if half else value)

@@ -1,0 +1,60 @@
+"""Keras on TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from spile.keras.runtime import Body, Compiled
+
+fixed_batch = False
+
+
+def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
+    """Run `body` once on symbolic tensors of exactly the shapes of `inputs`."""
+    specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs)
+    tf.function(lambda given: body(None, given), autograph=False).get_concrete_function(specs)
+
+
+def scope(tensor: Any) -> object:
+    """The graph that a symbolic tensor belongs to."""
+    return None if isinstance(tensor, tf.__internal__.EagerTensor) else getattr(tensor, "graph", None)
+
+
+def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
+    """A `tf.function` for batches of any size; variables are read when it runs."""
+    functions: dict[Any, Any] = {}
+
+    def run(inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+        arrays = tf.nest.map_structure(tf.convert_to_tensor, inputs)
+        specs = tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), arrays)
+        key = str(specs)
+        if key not in functions:
+            functions[key] = tf.function(
+                lambda given: body(None, given), input_signature=[specs], autograph=False
+            )
+        return {name: _array(value) for name, value in functions[key](arrays).items()}
+
+    return run
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """TensorFlow keeps nothing outside a tape."""
+    return nullcontext()
+
+
+def versions() -> dict[str, str]:
+    """TensorFlow's version, and the device."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return {"tensorflow": tf.__version__, "device": "gpu" if gpus else "cpu"}
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    value = tf.cast(value, tf.float32) if value.dtype in (tf.float16, tf.bfloat16) else value
+    array: np.ndarray[Any, Any] = value.numpy()
+    return array

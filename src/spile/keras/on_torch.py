@@ -1,0 +1,56 @@
+"""Keras on PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from spile.keras.runtime import Body, Compiled
+from spile.keras.trees import tensor_of, transform
+
+fixed_batch = False
+
+
+def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
+    """Run `body` once on fake tensors of exactly the shapes of `inputs`."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+        body(None, tree_map_only(torch.Tensor, fake.from_tensor, inputs))
+
+
+def scope(tensor: Any) -> object:
+    """Loops are Python's own: every tensor is within reach."""
+    return None
+
+
+def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
+    """The pass as it is, in inference mode."""
+
+    def run(inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+        with torch.inference_mode():
+            found = body(None, transform(inputs, tensor_of))
+            return {name: _array(value) for name, value in found.items()}
+
+    return run
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """Nothing is kept for gradients."""
+    return torch.no_grad()
+
+
+def versions() -> dict[str, str]:
+    """PyTorch's version, and the device."""
+    return {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+
+
+def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
+    value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    array: np.ndarray[Any, Any] = value.cpu().numpy()
+    return array

@@ -1,0 +1,48 @@
+"""What the three backends of Keras do differently: tracing without data, compiling, reading back."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
+
+import keras
+import numpy as np
+
+Body = Callable[[Sequence[Any] | None, Any], dict[str, Any]]
+"""A pass: the values of the model's variables (``None``: as they are) and its inputs to named tensors."""
+Compiled = Callable[[Any], dict[str, np.ndarray[Any, Any]]]
+"""Nested arrays to named arrays."""
+
+
+class Runtime(Protocol):
+    """One module for each backend implements it: ``spile.keras.on_<backend>``."""
+
+    fixed_batch: bool
+    """A program is compiled for one batch size."""
+
+    def trace(self, body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
+        """Run `body` once on tensors that have shapes and no values. Raises whatever the backend raises."""
+        ...
+
+    def scope(self, tensor: Any) -> object:
+        """What is the same for two tensors exactly when neither lives in a loop of the backend alone."""
+        ...
+
+    def compiled(self, body: Body, variables: Sequence[keras.Variable]) -> Compiled:
+        """The pass as the backend's compiler makes it; without one, as it is, in inference mode."""
+        ...
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """A scope in which nothing is kept for gradients."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """Version of the backend, and the device it computes on."""
+        ...
+
+
+def runtime() -> Runtime:
+    """That of the backend that Keras was started with."""
+    return cast(Runtime, importlib.import_module(f"spile.keras.on_{keras.backend.backend()}"))

@@ -1,0 +1,120 @@
+"""The reference that taps are verified against: the whole pass, caught at the class, not at the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from spile.backend import Verification
+from spile.errors import CaptureError
+from spile.keras.capturing import copied
+from spile.keras.names import names_of
+from spile.keras.pooling import pooled
+from spile.keras.runtime import runtime
+from spile.keras.trees import Inputs, given
+from spile.resolution import Point, by_place
+from spile.trees import pick
+
+_LISTED = 8
+
+
+def reference(
+    model: keras.Model,
+    points: tuple[Point, ...],
+    inputs: Inputs,
+    *,
+    training: Mapping[str, Any],
+    prefix_tokens: Mapping[str, int],
+    mask: Any,
+) -> dict[str, Any]:
+    """Run the whole model, and return the value of every point that ran."""
+    names = {layer: found[0] for layer, found in names_of(model).items()}
+    places = by_place(points)
+    kept: dict[str, tuple[Point, Any, Any]] = {}
+    ran: dict[str, int] = {}
+
+    def keep(path: str, side: Any, call: int, value: Any) -> None:
+        for point in places.get((path, side), ()):
+            if point.call == call:
+                tensor = value if point.item is None else pick(value, point.item)
+                kept[point.name] = point, copied(tensor), getattr(tensor, "_keras_mask", None)
+
+    def seen(layer: keras.Layer, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        path = names.get(layer)
+        if path is None:
+            return run()
+        call = ran[path] = ran.get(path, -1) + 1
+        keep(path, "in", call, given(args, kwargs))
+        output = run()
+        keep(path, "out", call, output)
+        return output
+
+    with runtime().without_gradients(), _every_layer(seen):
+        model(*inputs.args, **{**training, **inputs.kwargs})
+    return {
+        name: pooled(
+            tensor,
+            point.pool,
+            point.layout,
+            prefix_tokens=prefix_tokens.get(name, 0),
+            mask=mask if own is None else own,
+        )
+        for name, (point, tensor, own) in kept.items()
+    }
+
+
+@contextmanager
+def _every_layer(seen: Any) -> Iterator[None]:
+    """Have every call of any layer go through ``seen(layer, run, args, kwargs)``."""
+    call = keras.Layer.__call__
+
+    def watched(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        return seen(layer, lambda: call(layer, *args, **kwargs), args, kwargs)
+
+    keras.Layer.__call__ = watched
+    try:
+        yield
+    finally:
+        keras.Layer.__call__ = call
+
+
+def compare(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, rtol: float, atol: float
+) -> Verification:
+    """Raise `CaptureError` naming the points that differ by more than ``atol + rtol * |expected|``."""
+    wrong, largest = [], 0.0
+    for name, captured in found.items():
+        if name not in expected:
+            wrong.append(f"{name}: the reference did not reach it")
+            continue
+        value, other = (keras.ops.convert_to_numpy(tensor) for tensor in (captured, expected[name]))
+        if (value.shape, value.dtype) != (other.shape, other.dtype):
+            wrong.append(f"{name}: {_kind(value)} instead of {_kind(other)}")
+            continue
+        difference = _largest_difference(value, other)
+        largest = max(largest, difference)
+        if not np.allclose(_wide(value), _wide(other), rtol=rtol, atol=atol, equal_nan=True):
+            wrong.append(f"{name}: off by {difference:.3g}")
+    if wrong:
+        raise CaptureError(
+            f"{len(wrong)} of {len(found)} points differ from the reference: " + "; ".join(wrong[:_LISTED])
+        )
+    return Verification(points=len(found), largest_difference=largest)
+
+
+def _kind(array: np.ndarray[Any, Any]) -> str:
+    return f"{list(array.shape)} {array.dtype}"
+
+
+def _wide(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array if array.dtype.kind in "biu" else array.astype(np.float64)
+
+
+def _largest_difference(value: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    if not value.size:
+        return 0.0
+    return float(np.nan_to_num(np.abs(_wide(value).astype(np.float64) - _wide(other)), nan=0.0).max())

@@ -1,0 +1,48 @@
+"""Watching the layers of a model run, and leaving no trace: their `call` is wrapped for one pass."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+Watch = Callable[[keras.Layer, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]
+
+_one_at_a_time = threading.RLock()
+
+
+@contextmanager
+def watching_calls(layers: Iterable[keras.Layer], watch: Watch) -> Iterator[None]:
+    """While it lasts, runs of these layers in this thread go through ``watch(layer, run, args, kwargs)``.
+
+    `watch` calls ``run()`` for the layer's output and returns it. The wrapper stands in the layer's own
+    dictionary, where it comes before the class: also a layer whose `call` is called directly is seen.
+    """
+    here = threading.get_ident()
+    with _one_at_a_time:
+        wrapped: list[tuple[keras.Layer, str, Any]] = []
+        try:
+            for layer in layers:
+                name = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
+                wrapped.append((layer, name, vars(layer).get(name)))
+                object.__setattr__(layer, name, _wrapper(layer, getattr(layer, name), watch, here))
+            yield
+        finally:
+            for layer, name, before in reversed(wrapped):
+                object.__delattr__(layer, name)
+                if before is not None:
+                    object.__setattr__(layer, name, before)
+
+
+def _wrapper(layer: keras.Layer, call: Any, watch: Watch, thread: int) -> Any:
+    @functools.wraps(call)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return call(*args, **kwargs)
+        return watch(layer, lambda: call(*args, **kwargs), args, kwargs)
+
+    return wrapper

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, Self, cast
 
 from spile.errors import ModelError
 from spile.observation import Observation
@@ -17,6 +17,8 @@ from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
 Mode = Literal["eval", "as_is"]
 """``eval``: the pass runs in evaluation mode and puts the flags back; ``as_is``: as the caller left them."""
 Precision = Literal["float32", "bfloat16"]
+EngineName = Literal["auto", "eager"]
+"""``eager``: the model as it is, the reference; ``auto``: the fastest that gives the same values."""
 
 
 class Activations(dict[str, Any]):
@@ -89,11 +91,18 @@ class Tap(Protocol):
         """Leave the model as it was."""
         ...
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
 
 class Engine(Protocol):
     """Runs a tap for extraction: a batch of inputs in, float32 NumPy arrays out."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What ran the batches, known after the first one."""
+        ...
 
     def __call__(self, inputs: Any) -> Mapping[str, Any]:
         """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
@@ -111,7 +120,14 @@ class Backend(Protocol):
         """Tap a model."""
         ...
 
-    def engine(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Engine:
+    def engine(
+        self,
+        tap: Tap,
+        *,
+        preprocessing: ImagePreprocessing | None,
+        precision: Precision,
+        name: EngineName = "auto",
+    ) -> Engine:
         """What runs a tap during extraction."""
         ...
 

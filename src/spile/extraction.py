@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 import spile
-from spile.backend import Engine, Precision, Tap, backend_of
+from spile.backend import Engine, EngineName, Precision, Tap, backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import DataError, ModelError
 from spile.models import LoadedModel
@@ -27,7 +27,6 @@ from spile.store import ColumnSpec, Manifest, Store, Writer, create, has_store
 from spile.store import resume as resume_store
 
 Dtype = Literal["float16", "float32"]
-EngineName = Literal["auto", "eager"]
 
 BATCH_SIZE = 32
 """What ``batch_size="auto"`` means."""
@@ -294,7 +293,7 @@ def _run(
         source=source,
         preprocessing=chosen,
         tokenize=origin.tokenize if origin else None,
-        engine=backend_of(tap.model).engine(tap, preprocessing=images, precision=precision),
+        engine=backend_of(tap.model).engine(tap, name=engine, preprocessing=images, precision=precision),
         precision=precision,
         batch_size=BATCH_SIZE if batch_size == "auto" else batch_size,
         workers=workers,

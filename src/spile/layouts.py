@@ -143,11 +143,8 @@ def with_prefix_tokens(
     if said is None and last and last.outputs:
         said = _beyond(_tokens(last.outputs[0]), grid)
     image = next(filter(None, map(height_and_width, observation.root.inputs)), None)
-    wide_root = [
-        replace(item, shape=larger[place].shape)
-        for item in observation.root.inputs
-        if (place := ("", 0, "in", item.key)) in larger
-    ]
+    places: list[tuple[Item, Place]] = [(item, ("", 0, "in", item.key)) for item in observation.root.inputs]
+    wide_root = [replace(item, shape=larger[place].shape) for item, place in places if place in larger]
     larger_image = next(filter(None, map(height_and_width, wide_root)), None)
 
     def told(call: Call, side: Side, item: Item) -> Item:

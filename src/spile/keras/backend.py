@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from spile.backend import Engine, Mode, Precision
+from spile.backend import Engine, EngineName, Mode, Precision
 from spile.keras.deploying import save_reached
 from spile.keras.engines import engine_for, model_inputs
 from spile.keras.exporting import export_tap as export
@@ -39,10 +39,11 @@ def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, 
     return Tap(model, addresses, pool=pool, example=example, mode=mode)
 
 
-def engine(tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Engine:
+def engine(
+    tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision, name: EngineName = "auto"
+) -> Engine:
     """The engine that runs `tap` during extraction."""
-    made: Engine = engine_for(tap, preprocessing=preprocessing, precision=precision)
-    return made
+    return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision)
 
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:

@@ -24,11 +24,11 @@ def macs_of(layer: keras.Layer, inputs: tuple[Item, ...], outputs: tuple[Item, .
     match layer:
         case keras.layers.RNN():
             steps = x[0]
-            return steps * sum(_size(w) for w in layer.cell.trainable_weights if len(w.shape) > 1)
+            return int(steps) * sum(_size(w) for w in layer.cell.trainable_weights if len(w.shape) > 1)
         case keras.layers.MultiHeadAttention():
             keys = (inputs[2] if len(inputs) > 2 else inputs[-1]).shape[1:-1]
             heads, width = layer.num_heads, layer.key_dim + (layer.value_dim or layer.key_dim)
-            return prod(x[:-1]) * prod(keys) * heads * width
+            return int(prod(x[:-1]) * prod(keys) * heads * width)
         case keras.layers.EinsumDense():
             return _einsum(layer, inputs[0].shape)
         case keras.layers.Dense():

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from spile.backend import Precision
+from spile.backend import EngineName, Precision
 from spile.errors import ModelError
 from spile.keras.images import is_images, normalised
 from spile.keras.runtime import runtime
@@ -89,16 +89,44 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None) -> An
     return transform(inputs, tensor_of)
 
 
-def engine_for(tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Any:
-    """The fastest engine that gives the tap's values."""
+class AutoEngine:
+    """Compiled where Keras' backend has a compiler and the pass can be traced; else eager.
+
+    Which of the two is known after the first batch, from which the tap may have yet to learn its points.
+    """
+
+    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
+        self._tap = tap
+        self._preprocessing = preprocessing
+        self._chosen: EagerEngine | CompiledEngine | None = None
+
+    @property
+    def name(self) -> str:
+        """``compiled`` or ``eager``."""
+        return "auto" if self._chosen is None else self._chosen.name
+
+    def __call__(self, inputs: Any) -> _Arrays:
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
+        if self._chosen is None:
+            ready = model_inputs(inputs, preprocessing=self._preprocessing)
+            self._tap.learn(called_with(self._tap.model, (ready,), {}))
+            compiles = keras.backend.backend() != "torch" and self._tap.traceable
+            kind = CompiledEngine if compiles else EagerEngine
+            self._chosen = kind(self._tap, preprocessing=self._preprocessing)
+        return self._chosen(inputs)
+
+
+def engine_for(
+    tap: Tap, *, name: EngineName, preprocessing: ImagePreprocessing | None, precision: Precision
+) -> AutoEngine | EagerEngine:
+    """The engine of this name; see `spile.extract`."""
     if precision != "float32":
         raise ModelError(
             f"precision {precision!r} is not for Keras models, whose layers have their own: build the model "
             "under keras.config.set_dtype_policy('mixed_bfloat16') and leave precision at 'float32'"
         )
-    if keras.backend.backend() == "torch" or not tap.traceable:
-        return EagerEngine(tap, preprocessing=preprocessing)
-    return CompiledEngine(tap, preprocessing=preprocessing)
+    kind = EagerEngine if name == "eager" else AutoEngine
+    return kind(tap, preprocessing=preprocessing)
 
 
 def _rows(arrays: Any) -> int:

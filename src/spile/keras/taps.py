@@ -127,6 +127,12 @@ class Tap:
         """
         return self._pass(inputs, state, whole=False)[1].values()
 
+    def learn(self, example: Inputs) -> None:
+        """Resolve the points from one batch, if they are not yet."""
+        with _resolving:
+            if not self._points:
+                self._resolve(example)
+
     def reached(self, inputs: Inputs) -> set[str]:
         """Paths of the layers that a pass enters."""
         return self._pass(inputs, None, whole=False)[1].entered
@@ -153,9 +159,7 @@ class Tap:
     def _pass(self, inputs: Inputs, state: Sequence[Any] | None, *, whole: bool) -> tuple[Any, Capture]:
         if self._closed:
             raise CaptureError("this tap is closed: make a new one with spile.tap(...)")
-        with _resolving:
-            if not self._points:
-                self._resolve(inputs)
+        self.learn(inputs)
         target = self.model if whole else self.pruned()
         paths = self._names[target]
         capture = Capture(

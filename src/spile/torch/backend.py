@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spile.backend import Engine, Mode, Precision
+from spile.backend import Engine, EngineName, Mode, Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
 from spile.torch.deploying import save_reached
@@ -42,8 +42,10 @@ def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, 
     return Tap(model, addresses, pool=pool, example=example, mode=mode)
 
 
-def engine(tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> Engine:
-    """The engine that runs `tap` during extraction."""
+def engine(
+    tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision, name: EngineName = "auto"
+) -> Engine:
+    """The engine that runs `tap` during extraction; there is one so far, whatever the `name`."""
     return EagerEngine(tap, preprocessing=preprocessing, precision=precision)
 
 

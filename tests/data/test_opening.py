@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from spile.data import open_source
+from spile.data import batches, open_source
 from spile.errors import DataError
 
 
@@ -26,3 +27,31 @@ def test_unknown_endings_and_objects_say_what_is_allowed(tmp_path):
         DataError, match=r"a dict with the keys 'x', 'y'; pass one of them: data\[key\], or \(x, y\)"
     ):
         open_source({"x": [1], "y": [2]})
+
+
+def test_a_dict_of_arrays_names_inputs_labels_and_ids():
+    pixels = np.zeros((3, 4, 4, 3), np.uint8)
+    source = open_source({"image": pixels, "label": np.arange(3), "id": np.array(["a", "b", "c"])})
+    assert source.kind == "image" and [(r.id, r.label) for r in source.records] == [
+        ("a", 0),
+        ("b", 1),
+        ("c", 2),
+    ]
+    with pytest.raises(DataError, match="the dict has the arrays 'a', 'b'; needed: one of 'image'"):
+        open_source({"a": pixels, "b": pixels})
+    with pytest.raises(DataError, match="ids must be unique, but 'a'"):
+        open_source({"x": pixels, "id": np.array(["a", "b", "a"])})
+
+
+def test_several_inputs_are_a_dict_beside_the_labels():
+    inputs = {"a": np.arange(6.0).reshape(3, 2), "b": np.arange(3)}
+    for data in ((inputs, ["x", "y", "z"]), (inputs,)):
+        source = open_source(data)
+        first, second = batches(source, None, batch_size=2)
+        np.testing.assert_array_equal(first.inputs["a"], inputs["a"][:2])
+        np.testing.assert_array_equal(second.inputs["b"], [2])
+        assert [r.label for r in first.records] == (["x", "y"] if len(data) == 2 else [None, None])
+    with pytest.raises(DataError, match="arrays 'a', 'b' have 3, 4 samples"):
+        open_source(({"a": np.zeros(3), "b": np.zeros(4)}, [0, 1, 2]))
+    with pytest.raises(DataError, match="hold no samples"):
+        open_source(({"a": np.zeros(0)},))

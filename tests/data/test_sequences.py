@@ -73,6 +73,11 @@ def test_npz_archives(tmp_path, inputs, labels):
     assert source.records[3].label == (3 if labels else None)
 
 
+def test_npz_archives_keep_ids(tmp_path):
+    np.savez(tmp_path / "data.npz", x=PIXELS, id=np.array(list("vwxyz")), other=np.zeros(2))
+    assert [record.id for record in open_source(tmp_path / "data.npz").records] == list("vwxyz")
+
+
 def test_npz_archives_that_cannot_be_used(tmp_path):
     np.savez(tmp_path / "keys.npz", train=PIXELS, test=PIXELS)
     with pytest.raises(DataError, match="has the arrays 'train', 'test'; needed: one of 'image'"):

@@ -6,14 +6,14 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from spile.data.images import apply
+from spile.data.images import apply, read_image
 from spile.data.source import BadSample, Batch, Kind, Record, Skipped, Source, Stream
 from spile.errors import DataError
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
@@ -47,8 +47,8 @@ def batches(
 
     Batch k covers the positions ``k * batch_size`` up to ``(k + 1) * batch_size``; what cannot be read is in
     its `skipped`, so it may be smaller, or have no inputs at all (``None``). Images are resized and cropped,
-    not yet normalised. A stream's batches are taken as they are, without preprocessing, and `batch_size` does
-    not apply to them.
+    not yet normalised. A stream's batches are taken as they are, but for uint8 images, which are prepared;
+    `batch_size` does not apply to them.
 
     Args:
         source: samples or a stream of batches.
@@ -63,7 +63,7 @@ def batches(
     Closing the generator stops the threads.
     """
     if isinstance(source, Stream):
-        return _skip(source, start)
+        return _stream(source, preprocessing, start)
     workers = _processors() if workers is None else workers
     _check(source, preprocessing, batch_size, start, workers, tokenizer)
     return _load(source, preprocessing, batch_size, start, workers, tokenizer)
@@ -91,7 +91,7 @@ def _check(
         )
 
 
-def _skip(stream: Stream, start: int) -> Generator[Batch, None, None]:
+def _stream(stream: Stream, preprocessing: Preprocessing | None, start: int) -> Generator[Batch, None, None]:
     for batch in stream.batches():
         if batch.start < start < batch.stop:
             raise DataError(
@@ -99,7 +99,21 @@ def _skip(stream: Stream, start: int) -> Generator[Batch, None, None]:
                 f"{start}. Use the batch size of the first run."
             )
         if batch.start >= start:
-            yield batch
+            yield _prepared(batch, stream.name, preprocessing) if stream.kind == "image" else batch
+
+
+def _prepared(batch: Batch, name: str, preprocessing: Preprocessing | None) -> Batch:
+    """The batch with its uint8 images (n, height, width, 1, 3 or 4) in RGB, resized and cropped."""
+    images = batch.inputs
+    if getattr(images, "dtype", None) != np.uint8:
+        raise DataError(f"{name} began with batches of uint8 images, and this one is not: give all one type")
+    try:
+        pixels = [read_image(image) for image in images]
+        if isinstance(preprocessing, ImagePreprocessing):
+            pixels = [apply(image, preprocessing) for image in pixels]
+    except BadSample as bad:
+        raise DataError(f"{name}: images {batch.start} to {batch.stop - 1}: {bad}") from bad
+    return replace(batch, inputs=np.stack(pixels) if pixels else None)
 
 
 def _load(
@@ -200,10 +214,14 @@ class _Assembly:
         if self.kind == "text":
             assert self.tokenizer is not None
             return self.tokenizer(values)
+        if isinstance(values[0], Mapping):
+            return {key: np.stack([value[key] for value in values]) for key in values[0]}
         return np.stack(values)
 
 
-def _form(array: np.ndarray[Any, Any]) -> str:
+def _form(array: Any) -> str:
+    if isinstance(array, Mapping):
+        return ", ".join(f"{key} {_form(value)}" for key, value in array.items())
     return f"{array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}"
 
 

@@ -13,15 +13,17 @@ from spile.data.demo import DEMOS, open_demo
 from spile.data.folders import has_image_suffix, open_files, open_folder
 from spile.data.huggingface import is_hugging_face, open_hugging_face
 from spile.data.images import MAX_PIXELS
-from spile.data.samples import Columns, check_ids, restate
-from spile.data.sequences import open_array, open_dataset, open_list, open_npz
+from spile.data.samples import Columns, as_text, check_ids, restate, to_numpy
+from spile.data.sequences import open_array, open_arrays, open_dataset, open_inputs, open_list, open_npz
 from spile.data.source import Source, Stream
-from spile.data.streams import open_stream
+from spile.data.streams import is_function, is_py_dataset, open_function, open_py_dataset, open_stream
+from spile.data.tf_data import is_tf_data, open_tf_data
 from spile.errors import DataError, nearest
 
 ALLOWED = (
     "a folder, a .csv, .parquet or .npz file, 'demo:NAME', an array, (x, y), a list of images, files or "
-    "texts, a torch Dataset or DataLoader, a Hugging Face dataset, or an iterable of batches"
+    "texts, a torch Dataset or DataLoader, a batched tf.data.Dataset, a keras.utils.PyDataset, a Hugging "
+    "Face dataset, an iterable of batches, or a function that makes one"
 )
 
 
@@ -34,13 +36,15 @@ def open_source(
     groups: Any = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Source | Stream:
-    """Open `data` of any supported kind; nothing but its listing is read.
+    """Open `data` of any supported kind; nothing but its listing, or the first batch, is read.
 
     Args:
         data: a folder of class folders, a CSV, Parquet or npz file, ``demo:NAME``, an array, ``(x, y)``, a
-            list of images, files or texts, a torch `Dataset` or `DataLoader`, a Hugging Face dataset, an
-            iterable of batches, or an opened source. uint8 arrays and Pillow images are images that will get
-            the model's preprocessing, float arrays and batches are taken as ready.
+            dict of arrays with inputs, labels and ids, a list of images, files or texts, a torch `Dataset` or
+            `DataLoader`, a batched ``tf.data.Dataset``, a `keras.utils.PyDataset`, a Hugging Face dataset, an
+            iterable of batches, a function that makes one, or an opened source. uint8 arrays and Pillow
+            images are images that will get the model's preprocessing; float arrays and torch tensors in
+            batches are taken as ready.
         labels: one label a sample, in place of what the data says.
         ids: one unique string a sample, the same.
         splits: one split name a sample, the same.
@@ -74,6 +78,8 @@ def _open(data: Any, columns: Columns, max_pixels: int) -> Source | Stream:
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         if getattr(data.dtype, "kind", None) in ("O", "T", "U"):
             return open_list(list(data), max_pixels=max_pixels)
+        if getattr(data.dtype, "name", None) == "string":  # of TensorFlow
+            return open_list([as_text(value) for value in to_numpy(data).ravel()], max_pixels=max_pixels)
         return open_array(data)
     if isinstance(data, tuple):
         return _open_tuple(data, max_pixels)
@@ -109,6 +115,9 @@ def _not_found(data: str, path: Path) -> str:
 
 
 def _open_tuple(data: tuple[Any, ...], max_pixels: int) -> Source:
+    if 1 <= len(data) <= 2 and _are_arrays(data[0]):
+        inputs = open_inputs(data[0])
+        return inputs if len(data) == 1 else restate(inputs, Columns.of(labels=data[1]))
     if len(data) != 2 or isinstance(data[0], (str, bytes, Path, Image.Image)):
         return open_list(list(data), max_pixels=max_pixels)
     opened = _open(data[0], Columns(), max_pixels)
@@ -120,6 +129,14 @@ def _open_tuple(data: tuple[Any, ...], max_pixels: int) -> Source:
 def _open_object(data: Any, columns: Columns, max_pixels: int) -> Source | Stream:
     if is_hugging_face(data) and not isinstance(data, Mapping):
         return open_hugging_face(data, max_pixels=max_pixels)
+    if is_tf_data(data):
+        return open_tf_data(data, columns)
+    if is_py_dataset(data):
+        return open_py_dataset(data, columns)
+    if is_function(data):
+        return open_function(data, columns)
+    if _are_arrays(data):
+        return open_arrays(data, name="the dict")
     if isinstance(data, Mapping):
         keys = ", ".join(map(repr, list(data)[:5]))
         raise DataError(
@@ -134,3 +151,8 @@ def _open_object(data: Any, columns: Columns, max_pixels: int) -> Source | Strea
     if isinstance(data, Iterable):
         return open_stream(data, columns)
     raise DataError(f"cannot read samples from a {type(data).__name__}; allowed: {ALLOWED}")
+
+
+def _are_arrays(data: Any) -> bool:
+    """Whether `data` is a dict of arrays."""
+    return isinstance(data, Mapping) and bool(data) and all(hasattr(x, "dtype") for x in data.values())

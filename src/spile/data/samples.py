@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -62,7 +62,7 @@ class Columns:
         """Columns from lists, arrays or tensors."""
         return cls(
             labels=None if labels is None else as_labels(labels),
-            ids=None if ids is None else [str(value) for value in as_list(ids)],
+            ids=None if ids is None else [as_text(value) for value in as_list(ids)],
             splits=None if splits is None else _as_strings(splits),
             groups=None if groups is None else _as_strings(groups),
         )
@@ -117,13 +117,18 @@ def select(source: Source | Stream, positions: Sequence[int]) -> Samples:
 
 def check_ids(source: Source) -> None:
     """Raise `DataError` naming the ids that more than one sample has."""
-    counts = Counter(record.id for record in source.records)
-    if len(counts) < len(source.records):
-        twice = [name for name, count in counts.items() if count > 1]
+    check_unique(source.name, (record.id for record in source.records))
+
+
+def check_unique(name: str, ids: Iterable[str], seen: set[str] | None = None) -> None:
+    """Raise `DataError` naming the ids that stand twice in `ids`, or in `seen`, which they are added to."""
+    counts = Counter(ids)
+    twice = [one for one, count in counts.items() if count > 1 or (seen is not None and one in seen)]
+    if twice:
         shown = ", ".join(map(repr, twice[:3])) + (f" and {len(twice) - 3} more" if len(twice) > 3 else "")
-        raise DataError(
-            f"{source.name}: ids must be unique, but {shown} stand for several samples. Pass ids=[...]."
-        )
+        raise DataError(f"{name}: ids must be unique, but {shown} stand for several samples. Pass ids=[...].")
+    if seen is not None:
+        seen.update(counts)
 
 
 def as_label(value: Any) -> Label:
@@ -148,6 +153,11 @@ def as_labels(values: Any) -> list[Label]:
     ]
 
 
+def as_text(value: Any) -> str:
+    """The string of an id or a name; bytes, which TensorFlow's strings are, are read as UTF-8."""
+    return value.decode("utf-8", errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
 def as_list(values: Any) -> list[Any]:
     """The Python list of a sequence, an array, or a tensor of any framework."""
     return list(to_numpy(values).tolist()) if hasattr(values, "shape") else list(values)
@@ -161,4 +171,4 @@ def to_numpy(value: Any) -> np.ndarray[Any, Any]:
 
 
 def _as_strings(values: Any) -> list[str | None]:
-    return [None if value is None else str(value) for value in as_list(values)]
+    return [None if value is None else as_text(value) for value in as_list(values)]

@@ -21,6 +21,7 @@ from spile.errors import DataError
 
 INPUT_KEYS = ("image", "images", "pixel_values", "text", "data", "x", "X")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+ID_KEYS = ("id", "ids")
 
 _TRIES = 16
 """How many samples of a dataset are tried before it is called unreadable."""
@@ -50,22 +51,42 @@ def open_array(array: Any, *, name: str | None = None) -> Samples:
     )
 
 
+def open_arrays(arrays: Mapping[str, Any], *, name: str) -> Samples:
+    """Arrays by name: the inputs under images, data, x or X, and perhaps labels or y, and ids."""
+    inputs, labels, ids = (_first(arrays, keys) for keys in (INPUT_KEYS, LABEL_KEYS, ID_KEYS))
+    if inputs is None:
+        raise DataError(
+            f"{name} has the arrays {', '.join(map(repr, arrays))}; needed: one of "
+            f"{', '.join(map(repr, INPUT_KEYS))}. Several inputs go as (arrays, labels) or (arrays,)"
+        )
+    samples = open_array(inputs, name=name)
+    return restate(samples, Columns.of(labels=labels, ids=ids))
+
+
+def open_inputs(arrays: Mapping[str, Any]) -> Samples:
+    """Several inputs of one model, by name: a sample is a dict of what each array holds at its position."""
+    values = {key: to_numpy(array) for key, array in arrays.items()}
+    name = "arrays " + ", ".join(map(repr, values))
+    lengths = {len(array) if array.ndim else 0 for array in values.values()}
+    if len(lengths) != 1:
+        raise DataError(f"{name} have {', '.join(map(str, sorted(lengths)))} samples; needed: equally many")
+    (length,) = lengths
+    if not length:
+        raise DataError(f"{name} hold no samples")
+    records = [Record(str(position)) for position in range(length)]
+    return Samples(name, "array", records, lambda at: {key: array[at] for key, array in values.items()})
+
+
 def open_npz(file: Path) -> Samples:
-    """An ``.npz`` archive with the inputs under images, data, x or X, and perhaps labels or y."""
+    """An ``.npz`` archive with the arrays that `open_arrays` takes."""
     try:
         # NumPy leaves a file that is no archive open.
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files if key in INPUT_KEYS + LABEL_KEYS}
-            found = ", ".join(map(repr, archive.files))
+            wanted = [key for key in archive.files if key in INPUT_KEYS + LABEL_KEYS + ID_KEYS]
+            arrays = {key: archive[key] for key in wanted or archive.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {str(file)!r}: {error}") from error
-    inputs, labels = _first(arrays, INPUT_KEYS), _first(arrays, LABEL_KEYS)
-    if inputs is None:
-        raise DataError(
-            f"{str(file)!r} has the arrays {found}; needed: one of {', '.join(map(repr, INPUT_KEYS))}"
-        )
-    samples = open_array(inputs, name=str(file))
-    return samples if labels is None else restate(samples, Columns.of(labels=labels))
+    return open_arrays(arrays, name=str(file))
 
 
 def open_list(items: list[Any], *, max_pixels: int) -> Samples:

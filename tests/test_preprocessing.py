@@ -12,6 +12,7 @@ from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreproces
 SPECS = [
     ImagePreprocessing(),
     ImagePreprocessing(resize=256, crop=(224, 224), interpolation="bicubic", crop_rounding="down"),
+    ImagePreprocessing(scale=1.0, mean=(104.0, 117.0, 124.0), std=(1.0,) * 3, channel_order="BGR"),
     ImagePreprocessing(resize=(96, 64), crop=None, scale=1.0, mean=(0.5,), std=(0.25,), channels=1),
     TextPreprocessing(tokenizer="bert-base-uncased", max_length=64),
 ]

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
+from spile import keras_backend
 from spile.errors import MissingDependency, ModelError, nearest
+from spile.loading import Built, Options, Tokenize
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 
-if TYPE_CHECKING:
-    from spile.torch.models import Built
+Scheme = Literal["timm", "torchvision", "hf", "keras", "keras_hub", "keras_file", "file", "pt2", "demo"]
 
-Scheme = Literal["timm", "torchvision", "hf", "keras", "file", "pt2", "demo"]
-
-_PREFIXES = ("timm", "torchvision", "hf", "keras", "demo")
-_FORMS = "timm:NAME, torchvision:NAME, hf:OWNER/NAME, hf:./FOLDER, file.py:FACTORY, model.pt2 or demo:NAME"
-_WEIGHT_FILES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5"})
+_PREFIXES = ("timm", "torchvision", "hf", "keras", "keras_hub", "demo")
+_FORMS = (
+    "timm:NAME, torchvision:NAME, hf:OWNER/NAME, hf:./FOLDER, keras:NAME, keras_hub:PRESET, "
+    "keras_hub:./FOLDER, file.py:FACTORY, model.keras, model.h5, model.pt2 or demo:NAME"
+)
+_MODEL_FILES: dict[str, Scheme] = {
+    ".pt2": "pt2",
+    ".keras": "keras_file",
+    ".h5": "keras_file",
+    ".hdf5": "keras_file",
+}
+_TORCH_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_KERAS_WEIGHTS = (".weights.h5",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReference:
     """Where a model comes from. `str()` gives back the text that `parse` reads.
 
-    `name` is an architecture, a Hugging Face name or a path; `factory` a function in the Python file there.
+    `name` is an architecture, a name on a hub or a path; `factory` a function in the Python file there.
     """
 
     scheme: Scheme
@@ -38,7 +43,7 @@ class ModelReference:
     def __str__(self) -> str:
         if self.scheme == "file":
             return f"{self.name}:{self.factory}"
-        if self.scheme == "pt2" or self.name.endswith(".keras"):
+        if self.scheme in ("pt2", "keras_file"):
             return self.name
         return f"{self.scheme}:{self.name}"
 
@@ -55,9 +60,11 @@ class LoadedModel:
     reference: str
     preprocessing: Preprocessing | None
     classes: tuple[str, ...] | None
-    tokenize: Callable[[list[str]], dict[str, NDArray[np.integer[Any]]]] | None
+    tokenize: Tokenize | None
     input_size: int | None = None
     """The side in pixels that was asked for in place of the model's own."""
+    channels_last: bool = False
+    """The model takes images as (samples, height, width, channels), as Keras models do."""
 
 
 def parse(text: str) -> ModelReference:
@@ -69,17 +76,14 @@ def parse(text: str) -> ModelReference:
     if colon and prefix in _PREFIXES:
         if not name:
             raise ModelError(f"{text!r} names no model. Type one of: {_FORMS}")
+        if prefix == "keras" and _model_file(name):
+            raise ModelError(f"{text!r}: a file is named by its path alone. Type: {name}")
         return ModelReference(scheme=_scheme(prefix), name=name)
     if factory := re.fullmatch(r"(?s)(.+\.py):([A-Za-z_]\w*)", text):
         return ModelReference(scheme="file", name=factory[1], factory=factory[2])
-    suffix = Path(text).suffix.lower()
-    if suffix == ".pt2":
-        return ModelReference(scheme="pt2", name=text)
-    if suffix == ".keras":
-        return ModelReference(scheme="keras", name=text)
-    raise ModelError(
-        f"{text!r} is not a model reference. {_advice(text, prefix if colon else '', name, suffix)}"
-    )
+    if scheme := _model_file(text):
+        return ModelReference(scheme=scheme, name=text)
+    raise ModelError(f"{text!r} is not a model reference. {_advice(text, prefix if colon else '', name)}")
 
 
 def load_model(
@@ -93,20 +97,27 @@ def load_model(
     """Build the model that `reference` names, in eval mode, with the preprocessing it was trained with.
 
     `weights` is a local file to use instead of the library's own: .safetensors, or .pth/.pt, of which only
-    tensors are read. ``pretrained=False`` builds the architecture alone, with random weights. `input_size` is
-    the side in pixels of square inputs. Raises `ModelError` for what cannot be resolved, read or fetched, and
-    `MissingDependency` where the library is not installed.
+    tensors are read; for Keras .weights.h5, .h5 or .keras. ``pretrained=False`` builds the architecture
+    alone, with random weights. `input_size` is the side in pixels of square inputs. `device` is e.g. ``cpu``
+    or ``cuda:0``. Keras models are built on the backend that Keras is set to. Raises `ModelError` for what
+    cannot be resolved, read or fetched, and `MissingDependency` where the library is not installed.
     """
     reference = parse(reference) if isinstance(reference, str) else reference
-    if reference.scheme == "keras":
-        raise ModelError(
-            f"{reference}: this version of spile loads PyTorch models only. Type one of: {_FORMS}"
-        )
     if input_size is not None and input_size < 1:
         raise ModelError(f"input_size is {input_size}; it is the side of the input in pixels, 1 or more")
-    built = _build(reference, Path(weights) if weights is not None else None, pretrained, input_size, device)
+    options = Options(
+        weights=Path(weights) if weights is not None else None, pretrained=pretrained, input_size=input_size
+    )
+    build = _build_keras if _is_keras(reference) else _build_torch
+    built = build(reference, options, device)
     return LoadedModel(
-        built.model, str(reference), built.preprocessing, built.classes, built.tokenize, input_size
+        model=built.model,
+        reference=str(reference),
+        preprocessing=built.preprocessing,
+        classes=built.classes,
+        tokenize=built.tokenize,
+        input_size=input_size,
+        channels_last=built.channels_last,
     )
 
 
@@ -124,24 +135,39 @@ def example_for(loaded: LoadedModel) -> Any:
     if loaded.tokenize is not None:
         return loaded.tokenize(["a few words to see the layers run"] * 2)
     if isinstance(loaded.preprocessing, ImagePreprocessing) and loaded.preprocessing.crop is not None:
-        return (2, loaded.preprocessing.channels, *loaded.preprocessing.crop)
+        size, channels = loaded.preprocessing.crop, loaded.preprocessing.channels
+        return (2, *size, channels) if loaded.channels_last else (2, channels, *size)
     return None
 
 
-def _build(
-    reference: ModelReference,
-    weights: Path | None,
-    pretrained: bool,
-    input_size: int | None,
-    device: str | None,
-) -> Built:
+def _is_keras(reference: ModelReference) -> bool:
+    named = reference.scheme == "demo" and reference.name.endswith("_keras")
+    return named or reference.scheme in ("keras", "keras_hub", "keras_file")
+
+
+def _build_keras(reference: ModelReference, options: Options, device: str | None) -> Built:
+    keras_backend.require_backend(f"loading {reference}")
+    from spile.keras import models as backend
+
+    with backend.on_device(device):
+        match reference.scheme:
+            case "keras":
+                return backend.from_applications(reference.name, options)
+            case "keras_hub":
+                return backend.from_hub(reference.name, options)
+            case "keras_file":
+                return backend.from_file(reference.name, options)
+            case _:
+                return backend.from_demo(reference.name, options)
+
+
+def _build_torch(reference: ModelReference, options: Options, device: str | None) -> Built:
     try:
         from spile.torch import models as backend
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise MissingDependency("torch", extra="torch", purpose=f"loading {reference}") from error
-    options = backend.Options(weights=weights, pretrained=pretrained, input_size=input_size)
     match reference.scheme:
         case "timm":
             built = backend.from_timm(reference.name, options)
@@ -162,10 +188,18 @@ def _scheme(prefix: str) -> Scheme:
     return next(scheme for scheme in get_args(Scheme) if scheme == prefix)
 
 
-def _advice(text: str, prefix: str, name: str, suffix: str) -> str:
-    if suffix in _WEIGHT_FILES:
-        return f"It holds weights. Name their architecture too: timm:NAME --weights {text} (weights={text!r})"
-    if suffix == ".py":
+def _model_file(path: str) -> Scheme | None:
+    if path.lower().endswith(_KERAS_WEIGHTS):
+        return None
+    return _MODEL_FILES.get(Path(path).suffix.lower())
+
+
+def _advice(text: str, prefix: str, name: str) -> str:
+    if text.lower().endswith((*_TORCH_WEIGHTS, *_KERAS_WEIGHTS)):
+        library = "keras" if text.lower().endswith(_KERAS_WEIGHTS) else "timm"
+        named = f"{library}:NAME --weights {text}"
+        return f"It holds weights. Name their architecture too: {named} (weights={text!r})"
+    if text.lower().endswith(".py"):
         return f"Name the function in it that returns the model: {text}:FACTORY"
     if prefix and re.fullmatch(r"\w{2,}", prefix):
         return f"Nearest: {nearest(prefix, _PREFIXES, 1)[0]}:{name}. The forms are: {_FORMS}"

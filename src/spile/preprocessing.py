@@ -25,6 +25,8 @@ class ImagePreprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channels: Literal[1, 3] = 3
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    """The order in which the model takes the channels of colour images; `mean` and `std` are in it too."""
     crop_rounding: Literal["even", "down"] = "even"
     """Where an odd margin is cut: half to even (timm, torchvision), or down (Hugging Face)."""
 

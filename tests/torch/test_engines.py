@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,13 @@ def test_pixels_are_normalised_into_channels_last_memory(pixels: np.ndarray[Any,
     np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert found.dtype == torch.float32
+
+
+def test_channels_are_taken_in_the_order_of_the_model(pixels: np.ndarray[Any, Any]) -> None:
+    found = model_inputs(pixels, preprocessing=replace(SPEC, channel_order="BGR"), device=CPU)
+    expected = (pixels[..., ::-1].astype(np.float64) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
+    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_grey_pixels(pixels: np.ndarray[Any, Any]) -> None:

@@ -48,7 +48,7 @@ def test_exported_equals_tap_for_any_number_of_samples(net: nn.Module, tmp_path:
     x = torch.randn(5, 3, 12, 12)
     tap = Tap(net, at, pool="avg", example=x[:1])
 
-    export_tap(tap, x[:1], tmp_path / "network.pt2")
+    export_tap(tap, x[:1], tmp_path)
 
     loaded = spile.load_model(str(tmp_path / "network.pt2"))
     expected = tap(x)[at]
@@ -61,7 +61,7 @@ def test_exported_equals_tap_for_any_number_of_samples(net: nn.Module, tmp_path:
 def test_what_lies_past_the_tap_is_not_in_the_file(net: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 12, 12)
 
-    export_tap(Tap(net, "body", pool="avg", example=x), x, tmp_path / "network.pt2")
+    export_tap(Tap(net, "body", pool="avg", example=x), x, tmp_path)
 
     program = torch.export.load(tmp_path / "network.pt2")
     names = {name.removeprefix("tap.model.") for name in program.state_dict}
@@ -80,7 +80,7 @@ def test_model_that_depends_on_the_number_of_samples_is_refused(tmp_path: Path) 
     x = torch.randn(4, 3)
 
     with pytest.raises(ModelError, match=r"Sequential cannot be exported by torch .*pass a reference"):
-        export_tap(Tap(net, "1", example=x), x, tmp_path / "network.pt2")
+        export_tap(Tap(net, "1", example=x), x, tmp_path)
 
 
 def test_path_that_cannot_be_written(net: nn.Module, tmp_path: Path) -> None:
@@ -88,12 +88,12 @@ def test_path_that_cannot_be_written(net: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 12, 12)
 
     with pytest.raises(ModelError, match="cannot be saved"):
-        export_tap(Tap(net, "stem", example=x), x, tmp_path / "file" / "network.pt2")
+        export_tap(Tap(net, "stem", example=x), x, tmp_path / "file")
 
 
 def test_a_loaded_program_can_be_copied(net: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 12, 12)
-    export_tap(Tap(net, "stem", example=x), x, tmp_path / "network.pt2")
+    export_tap(Tap(net, "stem", example=x), x, tmp_path)
 
     loaded = spile.load_model(str(tmp_path / "network.pt2")).model
 

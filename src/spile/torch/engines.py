@@ -75,6 +75,8 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "ready float arrays"
             )
         pixels = from_array(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last memory
+        if preprocessing.channel_order == "BGR":
+            pixels = pixels.flip(1)
         mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
         std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
         return pixels.float().mul_(preprocessing.scale).sub_(mean).div_(std)

@@ -13,19 +13,26 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
+from spile.backend import Exported
 from spile.errors import ModelError
-from spile.torch.loading import first_line
+from spile.loading import first_line
 from spile.torch.taps import Tap
 from spile.torch.trees import inputs_of, tensors, transform, unwrap
 
+EXPORTED = Exported("network.pt2", "@out:0", "none")
+"""The file holds the pool too."""
 
-def export_tap(tap: Tap, example: Any, path: Path) -> None:
+
+def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Exported:
     """Save a program that maps a batch, of any number of samples, to the tuple of the tap's pooled tensors.
 
     `example` is a batch as the model takes it. Operations past the deepest point and weights that nothing
     reads are not in the file. Raises `ModelError` where PyTorch cannot trace the model, or only for one
-    number of samples.
+    number of samples; tracing alone tells, so with `dry` nothing is done.
     """
+    if dry:
+        return EXPORTED
+    path = folder / EXPORTED.file
     inputs = inputs_of(unwrap(tap.model), _two_or_more(example))
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for _, tensor in tensors(inputs):
@@ -50,6 +57,7 @@ def export_tap(tap: Tap, example: Any, path: Path) -> None:
         torch.export.save(program, path)
     except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
         raise ModelError(f"the model cannot be saved to {path}: {first_line(error)}") from error
+    return EXPORTED
 
 
 class _Flows(nn.Module):

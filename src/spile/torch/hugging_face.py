@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from spile import downloads
 from spile.errors import ModelError
+from spile.loading import Built, Options, Tokenize, first_line, library
 from spile.preprocessing import ImagePreprocessing, Interpolation, Preprocessing, TextPreprocessing
-from spile.torch import downloads
-from spile.torch.loading import Built, Options, Tokenize, first_line, library
 from spile.torch.weights import assign_weights, read_weights
 
 _INTERPOLATIONS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")

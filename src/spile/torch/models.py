@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spile import demo_weights, downloads
 from spile.errors import ModelError
+from spile.loading import Built, Options, did_you_mean, first_line, library, resized
 from spile.preprocessing import ImagePreprocessing
-from spile.torch import demos, downloads, pt2
+from spile.torch import demos, pt2
 from spile.torch.hugging_face import from_hub
-from spile.torch.loading import Built, Options, did_you_mean, first_line, library, on_device, resized
 from spile.torch.python_files import from_file
 from spile.torch.weights import (
     architecture_hash,
@@ -29,8 +30,6 @@ from spile.torch.weights import (
 )
 
 __all__ = [
-    "Built",
-    "Options",
     "architecture_hash",
     "from_demo",
     "from_file",
@@ -262,9 +261,19 @@ def from_demo(name: str, options: Options) -> Built:
                 return built
             weights, classes = demos.dinov2_small(size), None
         case _:
-            raise ModelError(f"There is no demo model {name!r}. {did_you_mean('demo:', name, demos.NAMES)}")
+            raise ModelError(
+                f"There is no demo model {name!r}. {did_you_mean('demo:', name, demo_weights.NAMES)}"
+            )
     assign_weights(built.model, weights, origin=f"demo:{name}")
     return replace(built, classes=classes)
+
+
+def on_device(built: Built, device: str) -> Built:
+    """Move the model to `device`, e.g. ``cuda:1``."""
+    try:
+        return replace(built, model=built.model.to(device))
+    except (RuntimeError, AssertionError) as error:  # names that torch does not know, devices it lacks
+        raise ModelError(f"The model cannot be put on device {device!r}: {first_line(error)}") from error
 
 
 def from_pt2(path: str, options: Options) -> Built:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from spile.errors import ModelError
-from spile.torch.loading import first_line
+from spile.loading import first_line
 
 _OPERATORS = re.compile(
     r"torch\.ops\.(aten|prim|prims|higher_order|torchvision|quantized|quantized_decomposed)\.\w+(\.\w+)?"

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from spile.errors import ModelError
+from spile.loading import Built, Options, did_you_mean, first_line, library, resized
 from spile.preprocessing import Preprocessing, TextPreprocessing
 from spile.torch.hugging_face import tokenizer_of
-from spile.torch.loading import Built, Options, did_you_mean, first_line, library, resized
 from spile.torch.weights import assign_weights, read_weights
 
 

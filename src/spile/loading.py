@@ -1,16 +1,15 @@
-"""What the ways of loading a PyTorch model share: the request, the result, the wording of failures."""
+"""What all ways of loading a model share: the request, the result, the wording of failures."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from spile.errors import MissingDependency, ModelError, nearest
 from spile.preprocessing import ImagePreprocessing, Preprocessing
@@ -32,18 +31,11 @@ class Options:
 class Built:
     """A model in eval mode and what is known of it, as in `spile.models.LoadedModel`."""
 
-    model: nn.Module
+    model: Any
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     tokenize: Tokenize | None = None
-
-
-def on_device(built: Built, device: str) -> Built:
-    """Move the model to `device`, e.g. ``cuda:1``."""
-    try:
-        return replace(built, model=built.model.to(device))
-    except (RuntimeError, AssertionError) as error:  # names that torch does not know, devices it lacks
-        raise ModelError(f"The model cannot be put on device {device!r}: {first_line(error)}") from error
+    channels_last: bool = False
 
 
 def resized(spec: Preprocessing | None, options: Options, reference: str) -> Preprocessing | None:

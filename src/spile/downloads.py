@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from spile.errors import ModelError
-from spile.torch.loading import first_line
+from spile.loading import first_line
 
 _PATIENCE = 3.0  # seconds to wait for a connection
 

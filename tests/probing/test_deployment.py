@@ -59,7 +59,11 @@ def test_saving_again_replaces_the_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["evil.py:make", "other.pt2", "hf:somebody/model", "model.keras", "hf:/tmp"]
+    "reference",
+    [
+        *("evil.py:make", "other.pt2", "hf:somebody/model", "hf:/tmp"),
+        *("other.keras", "network.h5", "keras_hub:./folder", "keras_hub:hf://somebody/model"),
+    ],
 )
 def test_a_folder_may_not_name_code_or_files_elsewhere(
     folder: Path, reference: str, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +25,13 @@ from spile.taps import tap as make_tap
 Array = npt.NDArray[Any]
 
 FORMAT = 1
-_DESCRIPTION, _WEIGHTS, _NETWORK, _CONFIG = "model.json", "network.safetensors", "network.pt2", "config.json"
+_DESCRIPTION, _WEIGHTS, _CONFIG = "model.json", "network.safetensors", "config.json"
+_NETWORKS = ("network.pt2", "network.keras")
+"""What an exported network is called, by framework."""
 _RIDGE, _SKOPS = "head.safetensors", "head.skops"
 _HERE = "hf:."
 """The reference of a Hugging Face model whose configuration lies in the folder itself."""
-_LIBRARIES = ("timm", "torchvision", "demo")
+_LIBRARIES = ("timm", "torchvision", "keras", "keras_hub", "demo")
 """Their architectures are built by name; anything else that a folder names may be code."""
 _ARRAYS = ("mean", "scale", "coef", "intercept")
 _BATCH = 32
@@ -116,7 +119,20 @@ def _features(engine: Engine, batch: Batch) -> Array:
 def named(tap: Tap) -> bool:
     """Whether a library can build the tap's model again from its reference, without the user's own code."""
     origin: LoadedModel | None = tap.origin
-    return origin is not None and parse(origin.reference).scheme in (*_LIBRARIES, "hf")
+    return origin is not None and (_of_library(origin.reference) or parse(origin.reference).scheme == "hf")
+
+
+def _of_library(reference: str) -> bool:
+    """Whether a reference names an architecture of a library; ``keras_hub:./FOLDER`` names files."""
+    parsed = parse(reference)
+    built_by_name = parsed.scheme != "keras_hub" or re.fullmatch(r"[\w.-]+", parsed.name) is not None
+    return parsed.scheme in _LIBRARIES and built_by_name
+
+
+def check(tap: Tap, example: Any) -> None:
+    """Raise the `ModelError` that `save` would, as far as it can be told before anything is fitted."""
+    if not named(tap):
+        backend_of(tap.model).export(tap, example, Path(), dry=True)
 
 
 def save(
@@ -207,8 +223,8 @@ def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> di
     backend = backend_of(tap.model)
     (point,) = tap.points
     if exported:
-        backend.export(tap, example, folder / _NETWORK)
-        return {"reference": _NETWORK, "address": "@out:0", "pool": "none"}
+        made = backend.export(tap, example, folder)
+        return {"reference": made.file, "address": made.address, "pool": made.pool}
     backend.save_reached(tap, example, folder / _WEIGHTS)
     configured = (folder / _CONFIG).is_file()
     return {
@@ -221,10 +237,10 @@ def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> di
 def _load_network(folder: Path, description: dict[str, Any], device: str | None) -> LoadedModel:
     """The network with its preprocessing. The description may only name what runs no foreign code."""
     reference = description["reference"]
-    if reference == _NETWORK:
-        loaded = load_model(str(folder / _NETWORK), device=device)
+    if reference in _NETWORKS:
+        loaded = load_model(str(folder / reference), device=device)
     else:
-        if reference != _HERE and parse(reference).scheme not in _LIBRARIES:
+        if reference != _HERE and not _of_library(reference):
             raise ModelError(
                 f"{folder} names the model {reference!r}: a saved model may only name those of "
                 f"{', '.join(_LIBRARIES)}, as anything else could run code. Run spile transfer again"

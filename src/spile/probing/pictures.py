@@ -69,12 +69,11 @@ def activation_maps(
     if not points or not images or not isinstance(loaded.preprocessing, ImagePreprocessing):
         return []
     batch = np.stack([pixels for _, pixels in images])
-    shape = (2, batch.shape[3], *batch.shape[1:3])
-    tapped = make_tap(loaded, [point.address for point in points], pool=None, example=shape)
+    backend = backend_of(loaded.model)
+    example = backend.example(batch[:2], preprocessing=loaded.preprocessing, model=loaded.model)
+    tapped = make_tap(loaded, [point.address for point in points], pool=None, example=example)
     with closing(tapped):
-        engine = backend_of(loaded.model).engine(
-            tapped, preprocessing=loaded.preprocessing, precision="float32"
-        )
+        engine = backend.engine(tapped, preprocessing=loaded.preprocessing, precision="float32")
         found = engine(batch)
         strengths = {point.name: _strength(found[point.name], point) for point in tapped.points}
     return [

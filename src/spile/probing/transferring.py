@@ -17,7 +17,7 @@ import numpy.typing as npt
 from spile import structure
 from spile.backend import Tap, backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
-from spile.errors import CaptureError, DataError, ModelError, ProbeError, StoreError
+from spile.errors import AddressError, CaptureError, DataError, ModelError, ProbeError, StoreError
 from spile.extraction import extract
 from spile.models import LoadedModel, as_loaded
 from spile.observation import Observation
@@ -131,6 +131,7 @@ def transfer(
         example = _example(loaded, few)
         observation = backend_of(loaded.model).observe(loaded.model, example)
         tap = _tap(loaded, observation, addresses, example)
+        deployment.check(tap, example)
     folder = _make_folder(out)
     with clock("extract", unit="samples") as timed:
         store = extract(
@@ -322,7 +323,7 @@ def _deploy(
     }
     single = make_tap(loaded, {chosen.name: chosen.address}, pool={chosen.name: chosen.pool}, example=example)
     with closing(single):
-        problem: ModelError | CaptureError | None = None
+        problem: ModelError | CaptureError | AddressError | None = None
         for exported in (False, True) if deployment.named(single) else (True,):
             try:
                 deployment.save(
@@ -335,7 +336,7 @@ def _deploy(
                     exported=exported,
                 )
                 return _verified(folder, single, head, few, _images(loaded))
-            except (ModelError, CaptureError) as error:
+            except (ModelError, CaptureError, AddressError) as error:
                 problem = problem or error
                 shutil.rmtree(folder, ignore_errors=True)
     assert problem is not None

@@ -69,7 +69,10 @@ class Which(StrEnum):
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="timm:NAME, torchvision:NAME, hf:NAME, FILE.py:FACTORY, FILE.pt2, demo:NAME."
+        "--model",
+        "-m",
+        help="timm:NAME, torchvision:NAME, hf:NAME, keras:NAME, keras_hub:PRESET, FILE.py:FACTORY, "
+        "FILE.keras, FILE.pt2, demo:NAME.",
     ),
 ]
 Data = Annotated[

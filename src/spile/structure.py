@@ -7,7 +7,9 @@ by the first of these rules that finds any,
 2. a composite that is fed its own output (ALBERT);
 3. four or more composites side by side that hold composites (inception modules);
 4. composites of one class at places that differ by a number (``layer1.0``, ``layer2.0``), of any size;
-5. activations, or weighted layers where activations are no layers of their own (VGG, AlexNet, an MLP);
+5. the ends of blocks that names or merges tell in a graph of layers (`spile.flat`); they go before 1 to 4
+   where the composites found lie inside them (the attention layers of a transformer);
+6. activations, or weighted layers where activations are no layers of their own (VGG, AlexNet, an MLP);
 
 and by rules 1 to 4 also what is of the class of a block or stands where blocks stand elsewhere. The size of a
 layer is the channels and the number of positions of its output. A *stage* is a run of blocks of one size;
@@ -19,21 +21,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from math import prod
 from typing import TypeVar
 
+from spile import flat
 from spile.address import Address, Places, Side, literal
+from spile.flat import ACTIVATIONS, alike, size, size_of
 from spile.observation import Call, Item, Observation
 
-_ACTIVATIONS = frozenset(
-    ("ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish",
-     "Sigmoid", "Tanh", "Softplus", "Activation")
+_WEIGHTED = frozenset(
+    ("Linear", "_ConvNd", "RNNBase",  # PyTorch; with all that derive from them
+     "Dense", "EinsumDense", "RNN",  # Keras
+     "BaseConv", "BaseConvTranspose", "BaseDepthwiseConv", "BaseSeparableConv")
 )  # fmt: skip
-_WEIGHTED = frozenset(("Linear", "_ConvNd", "RNNBase"))  # with all that derive from them
+_ENDINGS = frozenset(("Activation", "Softmax", "Reshape", "Flatten"))
 _FEWEST_SIDE_BY_SIDE = 4
-_NEW_POSITIONS = 1.5
 
-_Size = tuple[int, int]
 _Key = TypeVar("_Key")
 
 
@@ -62,14 +64,18 @@ def blocks(observation: Observation) -> tuple[str, ...]:
         or _side_by_side(observation, composites)
         or _numbered(observation, composites)
     )
-    return _with_kin(observation, composites, found) if found else _activations(observation)
+    grouped = _with_kin(observation, composites, found) if found else ()
+    ungrouped = flat.blocks(observation)
+    if grouped and not flat.lie_inside(observation, grouped, ungrouped):
+        return grouped
+    return ungrouped or _activations(observation)
 
 
 def stages(observation: Observation, block_paths: Sequence[str]) -> tuple[str, ...]:
     """Paths of the last layer of every stage, in forward order."""
     runs: list[list[str]] = []
     for path in block_paths:
-        if runs and _alike(_size(observation, runs[-1][-1]), _size(observation, path)):
+        if runs and alike(observation, runs[-1][-1], path):
             runs[-1].append(path)
         else:
             runs.append([path])
@@ -80,20 +86,30 @@ def stages(observation: Observation, block_paths: Sequence[str]) -> tuple[str, .
 
 def last_features(observation: Observation) -> str:
     """Address of what the final classifier reads; of the last block, or layer, where the model has none."""
-    results = observation.root.outputs
+    ends = _before_endings(observation)
+    block_paths = blocks(observation)
+    last = observation.by_path[block_paths[-1]][-1] if block_paths else None
+    shows_features = last is not None and bool(_identities(last.outputs) & _identities(ends))
     for call in reversed(observation.calls):
         layer = observation.layers[call.path]
         weighted = layer.leaf and _WEIGHTED & set(layer.types)
+        pooler = shows_features and call is not last and _keeps_width(call)
         if (
             weighted
             and call.inputs
-            and any(_becomes(item, result) for item in call.outputs for result in results)
+            and not pooler
+            and any(_becomes(item, end) for item in call.outputs for end in ends)
         ):
             return _address(observation, call, "in")
-    block_paths = blocks(observation)
-    if block_paths:
-        return _address(observation, observation.by_path[block_paths[-1]][-1], "out")
-    return _address(observation, observation.calls[-2:][0], "out")
+    return _address(observation, last or observation.calls[-2:][0], "out")
+
+
+def _keeps_width(call: Call) -> bool:
+    """As the pooler of a transformer's first token does, and a classifier does not."""
+    if not call.inputs or not call.outputs:
+        return False
+    read, given = size_of(call.inputs[0]), size_of(call.outputs[0])
+    return read is not None and given is not None and read[0] == given[0]
 
 
 def _stacked(observation: Observation, composites: Sequence[str]) -> set[str]:
@@ -101,11 +117,11 @@ def _stacked(observation: Observation, composites: Sequence[str]) -> set[str]:
     lists = _lists(observation, composites)
     found: set[str] = set()
     for siblings in lists:
-        groups = _grouped(((_class(observation, path), _size(observation, path)), path) for path in siblings)
+        groups = _grouped(((_class(observation, path), size(observation, path)), path) for path in siblings)
         found.update(path for (_, size), paths in groups.items() if size and len(paths) > 1 for path in paths)
     holding = {above for path in found for above in _ancestors(observation, path)}
     for siblings in lists:
-        sizes = [_size(observation, path) for path in siblings]
+        sizes = [size(observation, path) for path in siblings]
         if 2 * sum(a != b for a, b in pairwise(sizes)) >= len(siblings) - 1:
             found -= holding & set(siblings)
     return _outermost_classes(observation, found)
@@ -137,16 +153,17 @@ def _numbered(observation: Observation, composites: Sequence[str]) -> set[str]:
 
 
 def _activations(observation: Observation) -> tuple[str, ...]:
-    """Rule 5: layers on maps and sequences, or on vectors where there is nothing else (an MLP)."""
+    """Rule 6: layers on maps and sequences, or on vectors where there is nothing else (an MLP)."""
     ran = [
         path for path in _in_order(observation, observation.by_path) if path and observation.layers[path].leaf
     ]
-    maps = [path for path in ran if (_size(observation, path) or (0, 0))[1] > 1]
+    maps = [path for path in ran if (size(observation, path) or (0, 0))[1] > 1]
     for leaves in (maps, ran):
-        activations = _of_types(observation, leaves, _ACTIVATIONS)
+        activations = _of_types(observation, leaves, ACTIVATIONS)
         weighted = _of_types(observation, leaves, _WEIGHTED)
         shared = any(len(observation.by_path[path]) > 1 for path in activations)
-        chosen = weighted or activations if shared else activations or weighted
+        fused = 2 * len(activations) < len(weighted)  # most weighted layers hold their activation
+        chosen = weighted or activations if shared or fused else activations or weighted
         if chosen:
             return chosen
     return ()
@@ -206,14 +223,6 @@ def _with_kin(observation: Observation, composites: Sequence[str], found: set[st
     return tuple(path for path in chosen if path in outermost)
 
 
-def _alike(one: _Size | None, other: _Size | None) -> bool:
-    """One width and about as many positions: a class token more, or a border less, is no new stage."""
-    if one is None or other is None:
-        return one is other
-    few, many = sorted((one[1], other[1]))
-    return one[0] == other[0] and many < _NEW_POSITIONS * few
-
-
 def _quarters(block_paths: Sequence[str]) -> tuple[str, ...]:
     count = len(block_paths)
     ends = sorted({-(-count * quarter // 4) - 1 for quarter in (1, 2, 3, 4)})
@@ -234,27 +243,34 @@ def _widest(observation: Observation, run: Sequence[str], block_paths: Sequence[
 
 def _hands_on(observation: Observation, above: str, last: str) -> bool:
     """Whether a layer gives one tensor where its last block does, on the same positions."""
-    size, inner = _size(observation, above), _size(observation, last)
+    outer, inner = size(observation, above), size(observation, last)
     items = len(observation.by_path[above][-1].outputs), len(observation.by_path[last][-1].outputs)
-    return size is not None and inner is not None and size[1] == inner[1] and items[0] <= items[1]
+    return outer is not None and inner is not None and outer[1] == inner[1] and items[0] <= items[1]
 
 
-def _size(observation: Observation, path: str) -> _Size | None:
-    """Channels and number of positions of the first tensor that the layer's last run gives."""
-    outputs = observation.by_path[path][-1].outputs
-    if not outputs or not outputs[0].shape:
-        return None
-    shape, layout = outputs[0].shape, outputs[0].layout
-    if layout is None or "C" not in layout:
-        return shape[-1], prod(shape[:-1])
-    sizes = dict(zip(layout, shape, strict=True))
-    return sizes["C"], prod(sizes.get(axis, 1) for axis in "ZYXT")
+def _before_endings(observation: Observation) -> list[Item]:
+    """The model's results, and the scores that a softmax or a reshape at the end made a result of."""
+    results = list(observation.root.outputs)
+    for call in reversed(observation.calls):
+        ending = _ENDINGS & set(observation.layers[call.path].types) and len(call.inputs) == 1
+        if ending and any(
+            item.identity == result.identity and len(_lengths(item)) == 1
+            for item in call.outputs
+            for result in results
+        ):
+            results.append(call.inputs[0])
+    return results
 
 
 def _becomes(item: Item, result: Item) -> bool:
     """Whether a layer's output is the model's output, as it is or flattened."""
-    same = item.shape[: len(result.shape)] == result.shape
-    return item.identity == result.identity or (same and set(item.shape[len(result.shape) :]) == {1})
+    flattened = len(item.shape) > len(result.shape) and _lengths(item) == _lengths(result)
+    return item.identity == result.identity or flattened
+
+
+def _lengths(item: Item) -> list[int]:
+    """The axes that run over more than one number, the samples apart."""
+    return [length for length in item.shape[1:] if length != 1]
 
 
 def _address(observation: Observation, call: Call, side: Side) -> str:

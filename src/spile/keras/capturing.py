@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+from keras.src.backend import get_keras_mask  # the attribute alone is not set on what JAX traces
 
 from spile.address import Side
 from spile.errors import CaptureError
@@ -43,7 +44,8 @@ class Capture:
         self._mask = mask
         self._stop = stop
         self._values: dict[str, Any] = {}
-        self._unpooled: list[tuple[Point, Any]] = []
+        self._unpooled: list[tuple[Point, Any, Any]] = []
+        """With the tensor itself, which is told its padding when the layer is left, and its value now."""
         self._counts: dict[tuple[str, Side], int] = {}
         self._taken = 0
         self._fault: Exception | None = None
@@ -67,8 +69,8 @@ class Capture:
         """What was taken, or the error for points that did not run as in the dry pass."""
         if self._fault is not None:
             raise self._fault
-        for point, tensor in self._unpooled:
-            self._values[point.name] = self._pooled(point, tensor, _padding(tensor, self._mask))
+        for point, tensor, value in self._unpooled:
+            self._values[point.name] = self._pooled(point, value, padding(tensor, self._mask))
         self._unpooled.clear()
         missing = [point.name for point in self._points if point.name not in self._values]
         if missing:
@@ -118,7 +120,7 @@ class Capture:
                 f"but had {len(point.layout)} axes in the dry pass"
             )
         if needs_mask(point.pool, point.layout):
-            self._unpooled.append((point, tensor))
+            self._unpooled.append((point, tensor, copied(tensor)))
         else:
             self._values[point.name] = self._pooled(point, copied(tensor), None)
 
@@ -137,7 +139,7 @@ def copied(tensor: Any) -> Any:
     return tensor.clone() if keras.backend.backend() == "torch" else tensor
 
 
-def _padding(tensor: Any, mask: Any) -> Any:
+def padding(tensor: Any, mask: Any) -> Any:
     """Which tokens are real: as Keras says of this tensor, else as the model was told with its inputs."""
-    own = getattr(tensor, "_keras_mask", None)
+    own = get_keras_mask(tensor)
     return mask if own is None else own

@@ -22,13 +22,16 @@ def macs_of(layer: keras.Layer, inputs: tuple[Item, ...], outputs: tuple[Item, .
         return 0
     x, y = inputs[0].shape[1:], outputs[0].shape[1:]
     match layer:
+        case keras.layers.ConvLSTM1D() | keras.layers.ConvLSTM2D() | keras.layers.ConvLSTM3D():
+            cells = _cells(layer, y[1:] if layer.return_sequences else y)
+            return int(x[0]) * cells * _matrices(layer.cell)
         case keras.layers.RNN():
-            steps = x[0]
-            return int(steps) * sum(_size(w) for w in layer.cell.trainable_weights if len(w.shape) > 1)
+            return int(x[0]) * _matrices(layer.cell)
         case keras.layers.MultiHeadAttention():
-            keys = (inputs[2] if len(inputs) > 2 else inputs[-1]).shape[1:-1]
-            heads, width = layer.num_heads, layer.key_dim + (layer.value_dim or layer.key_dim)
-            return int(prod(x[:-1]) * prod(keys) * heads * width)
+            width = layer.key_dim + (layer.value_dim or layer.key_dim)
+            return int(prod(x[:-1]) * _keys(inputs) * layer.num_heads * width)
+        case keras.layers.GroupQueryAttention():
+            return int(prod(x[:-1]) * _keys(inputs) * layer.num_query_heads * 2 * layer.head_dim)
         case keras.layers.EinsumDense():
             return _einsum(layer, inputs[0].shape)
         case keras.layers.Dense():
@@ -49,9 +52,19 @@ def macs_of(layer: keras.Layer, inputs: tuple[Item, ...], outputs: tuple[Item, .
     return 0
 
 
+def _keys(inputs: tuple[Item, ...]) -> int:
+    """Positions that attention looks at: those of its values, the second argument."""
+    values = next((item for item in inputs if item.key in ("1", "value")), inputs[0])
+    return prod(values.shape[1:-1])
+
+
 def _cells(layer: Any, shape: _Sizes) -> int:
     """Positions of a map."""
     return prod(shape[1:] if layer.data_format == "channels_first" else shape[:-1])
+
+
+def _matrices(cell: Any) -> int:
+    return sum(_size(w) for w in cell.weights if len(w.shape) > 1)
 
 
 def _size(weight: Any) -> int:

@@ -49,6 +49,7 @@ class CompiledEngine:
         self._tap = tap
         self._preprocessing = preprocessing
         self._run = runtime().compiled(self._body, tap.model.variables)
+        self._batched = {point.name for point in tap.points if point.layout is not None}
         self._rows = 0
 
     def __call__(self, inputs: Any) -> _Arrays:
@@ -61,11 +62,11 @@ class CompiledEngine:
         missing = self._rows - rows
         filled = transform(arrays, lambda a: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]))
         found = self._run(filled if missing else arrays)
-        return {name: value[:rows] if len(value) == self._rows else value for name, value in found.items()}
+        return {name: value[:rows] if name in self._batched else value for name, value in found.items()}
 
     def _body(self, state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
         images = self._preprocessing
-        if images is not None and is_tensor(inputs) and "uint8" in str(inputs.dtype):
+        if images is not None and is_images(inputs):
             inputs = normalised(inputs, images)
         return self._tap.run(called_with(self._tap.model, (inputs,), {}), state)
 

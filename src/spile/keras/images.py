@@ -9,13 +9,14 @@ import keras
 import numpy as np
 
 from spile.errors import ModelError
-from spile.keras.trees import tensor_of
+from spile.keras.trees import is_tensor, tensor_of
 from spile.preprocessing import ImagePreprocessing
 
 
 def is_images(value: Any) -> bool:
     """Whether a value is a batch of pixels (samples, height, width, channels) that wait for preprocessing."""
-    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 4
+    pixels = isinstance(value, np.ndarray) or is_tensor(value)
+    return pixels and len(value.shape) == 4 and keras.backend.standardize_dtype(value.dtype) == "uint8"
 
 
 def ready_images(value: Any, *, preprocessing: Any) -> Any:

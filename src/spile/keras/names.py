@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,23 @@ Names = dict[keras.Layer, tuple[str, ...]]
 _OPAQUE = (keras.layers.RNN, keras.layers.TimeDistributed)
 """They run what they hold in a loop of the backend, where a value exists for one step only."""
 
-_BOOKKEEPING = frozenset(
-    ("_layers", "_metrics", "_loss_tracker", "_functional", "_tracker", "_compile_loss", "_compile_metrics")
-)
 _MODULES = "_modules"
 """Where PyTorch keeps the layers of a layer, beside its other attributes."""
+
+_BOOKKEEPING = frozenset(
+    (
+        "_layers",
+        "_metrics",
+        "_loss_tracker",
+        "_functional",
+        "_tracker",
+        "_compile_loss",
+        "_compile_metrics",
+        "_operations",
+        "_operations_by_depth",
+        _MODULES,
+    )
+)
 
 
 def names_of(model: keras.Layer) -> Names:
@@ -25,35 +38,62 @@ def names_of(model: keras.Layer) -> Names:
     The children of Functional and Sequential models go by their names; those of any other layer by the
     attribute that holds them (``encoder``, ``blocks/0``), since names that Keras makes up (``dense_7``)
     change from process to process. Aliases are further places of a shared layer, and the chain of Keras
-    names, alone and with the model's own name in front.
+    names, alone and with the model's own name in front; an alias that fits several layers is none.
     """
     paths: dict[keras.Layer, list[str]] = {model: [""]}
     chains: dict[keras.Layer, str] = {}
     _collect(model, "", "", paths, chains)
-    own = {path for found in paths.values() for path in found}
+    others = {
+        layer: dict.fromkeys((chain, f"{model.name}/{paths[layer][0]}", f"{model.name}/{chain}"))
+        for layer, chain in chains.items()
+    }
+    meanings = Counter(name for found in (*paths.values(), *others.values()) for name in found)
     names: Names = {model: ("",)}
-    for layer, chain in chains.items():
-        found = paths[layer]
-        others = dict.fromkeys((chain, f"{model.name}/{found[0]}", f"{model.name}/{chain}"))
-        names[layer] = (*found, *(other for other in others if other not in own))
+    for layer, found in others.items():
+        names[layer] = (*paths[layer], *(name for name in found if meanings[name] == 1))
     return names
 
 
 def is_graph(layer: Any) -> bool:
     """Whether the layer is a Functional model that runs as its graph says."""
-    functional = next((c for c in type(layer).__mro__ if c.__name__ == "Functional"), None)
-    return functional is not None and type(layer).call is functional.call  # type: ignore[attr-defined]
+    if not _has_graph(layer):
+        return False
+    # Keras' own class of such models has no public name: it is the last that is both.
+    both = [c for c in type(layer).__mro__ if issubclass(c, keras.Function) and issubclass(c, keras.Model)]
+    functional: Any = both[-1]
+    return bool(type(layer).call is functional.call)
+
+
+def _has_graph(layer: Any) -> bool:
+    return isinstance(layer, keras.Function) and isinstance(layer, keras.Model)
 
 
 def children_of(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
     """The layers directly inside a layer, with the part of the path that leads to each."""
     if isinstance(layer, keras.Sequential) or is_graph(layer):
-        yield from ((c.name, c) for c in layer.layers if not isinstance(c, keras.layers.InputLayer))
+        yield from _in_graph(layer)
     elif not isinstance(layer, _OPAQUE):
-        attributes = vars(layer)
-        for name, value in {**attributes, **attributes.get(_MODULES, {})}.items():
-            if name not in _BOOKKEEPING and name != _MODULES and not name.startswith("_self_"):
-                yield from _held(name, value)
+        held = list(_in_attributes(layer))
+        yield from held
+        if _has_graph(layer):
+            others = {id(child) for _, child in held}
+            yield from ((name, child) for name, child in _in_graph(layer) if id(child) not in others)
+
+
+def _in_graph(layer: Any) -> Iterator[tuple[str, keras.Layer]]:
+    return ((c.name, c) for c in layer.layers if not isinstance(c, keras.layers.InputLayer))
+
+
+def _in_attributes(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
+    """Layers before lists and dicts of them, the order in which every backend can tell them."""
+    attributes = vars(layer)
+    values = {
+        name: value
+        for name, value in (attributes | attributes.get(_MODULES, {})).items()
+        if name not in _BOOKKEEPING and not name.startswith("_self_")
+    }
+    for name, value in sorted(values.items(), key=lambda pair: not isinstance(pair[1], keras.Layer)):
+        yield from _held(name, value)
 
 
 def _collect(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -14,9 +15,9 @@ from spile import layouts
 from spile.address import Side
 from spile.errors import ModelError
 from spile.keras.costs import macs_of
-from spile.keras.names import Names, children_of, is_graph, names_of
+from spile.keras.names import Names, children_of, names_of
 from spile.keras.runtime import runtime
-from spile.keras.trees import Inputs, given, inputs_of, tensor_of, tensors, transform
+from spile.keras.trees import Inputs, given, inputs_of, is_tensor, tensor_of, tensors, transform
 from spile.keras.watching import watching_calls
 from spile.layouts import Channels, Place
 from spile.observation import Call, Item, Layer, Observation
@@ -99,7 +100,7 @@ class _Subject:
                     f"the model does not take two samples like the example ({shapes}): "
                     f"{type(error).__name__}: {error}"
                 ) from error
-            self.value_dependent = not is_graph(self.model)
+            self.value_dependent = True
         if len(self.model.variables) != variables:
             raise ModelError(
                 f"some layers of {self.model.name!r} had no weights yet: call the model on one batch, then "
@@ -117,7 +118,16 @@ class _Subject:
 
     def _traced(self, inputs: Inputs) -> list[Call]:
         recorder = _Recorder(self.model, self.names)
-        runtime().trace(recorder.body, self.model.variables, tuple(inputs))
+        leaves = keras.tree.flatten(tuple(inputs))
+        places = [i for i, leaf in enumerate(leaves) if is_tensor(leaf)]
+
+        def body(state: Sequence[Any] | None, traced: Any) -> dict[str, Any]:
+            filled = leaves.copy()
+            for place, tensor in zip(places, traced, strict=True):
+                filled[place] = tensor
+            return recorder.body(state, keras.tree.pack_sequence_as(tuple(inputs), filled))
+
+        runtime().trace(body, self.model.variables, [leaves[i] for i in places])
         return recorder.calls
 
     def _eager(self, inputs: Inputs) -> list[Call]:
@@ -139,22 +149,23 @@ class _Recorder:
         self._alive: list[Any] = []  # keeps every tensor, so that an identity is never used twice
         self._needed = _NeededParameters()
         self._macs = 0
-        self._scope: object = None
+        self._beyond: set[str] = set()
 
     def body(self, state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
         """The recorded pass, as `spile.keras.runtime.Body`."""
         args, kwargs = inputs
-        self._scope = next((runtime().scope(t) for _, t in tensors(inputs)), None)
-        with stateless(self._model, state), watching_calls(self._names, self._watch):
+        with stateless(self._model, state), watching_calls(self._names, self._watch, self._see_beyond):
             self._model(*args, **kwargs, training=False)
+        # Also their runs outside of the loop: in a pass that is not traced they could not be told apart.
+        self.calls = [call for call in self.calls if call.path not in self._beyond]
         return {}
+
+    def _see_beyond(self, layer: keras.Layer) -> None:
+        self._beyond.add(self._names[layer][0])
 
     def _watch(
         self, layer: keras.Layer, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        taken = given(args, kwargs)
-        if any(runtime().scope(t) is not self._scope for _, t in tensors(taken)):
-            return run()  # inside a loop of the backend, where no value can be had
         path = self._names[layer][0]
         index = self._ran[path] = self._ran.get(path, -1) + 1
         entered = Call(
@@ -162,7 +173,7 @@ class _Recorder:
             index=index,
             start=next(self._clock),
             end=0,
-            inputs=self._items(taken),
+            inputs=self._items(given(args, kwargs)),
             outputs=(),
             macs_before=self._macs,
             macs=0,
@@ -216,10 +227,17 @@ class _NeededParameters:
                 self.total += int(np.prod(weight.shape))
 
 
-def stateless(model: keras.Model, state: Sequence[Any] | None) -> keras.StatelessScope:
-    """A scope in which nothing that a pass assigns reaches the model; `state` are its variables' values."""
+@contextmanager
+def stateless(model: keras.Model, state: Sequence[Any] | None) -> Iterator[None]:
+    """A scope in which nothing that a pass assigns reaches the model; `state` are its variables' values.
+
+    Without `state` they are those of the scope around it, e.g. of a loss that JAX differentiates.
+    """
     mapping = list(zip(model.variables, state, strict=True)) if state is not None else None
-    return keras.StatelessScope(state_mapping=mapping)
+    with keras.StatelessScope(state_mapping=mapping) as scope:
+        if state is None and scope.original_scope is not None:
+            scope.state_mapping.update(scope.original_scope.state_mapping)
+        yield
 
 
 def _layers(names: Names) -> Iterator[Layer]:

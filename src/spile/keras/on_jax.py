@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from spile.keras.runtime import Body, Compiled
 
@@ -25,9 +26,9 @@ def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
     jax.eval_shape(traced, [variable.value for variable in variables], inputs)
 
 
-def scope(tensor: Any) -> object:
-    """The trace that a tracer belongs to."""
-    return getattr(tensor, "_trace", None) if isinstance(tensor, jax.core.Tracer) else None
+def scope() -> object:
+    """The trace that is being made."""
+    return get_opaque_trace_state(convention="flax")
 
 
 def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:

@@ -21,9 +21,9 @@ def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
     tf.function(lambda given: body(None, given), autograph=False).get_concrete_function(specs)
 
 
-def scope(tensor: Any) -> object:
-    """The graph that a symbolic tensor belongs to."""
-    return None if isinstance(tensor, tf.__internal__.EagerTensor) else getattr(tensor, "graph", None)
+def scope() -> object:
+    """The graph that is being traced."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:

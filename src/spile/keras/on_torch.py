@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -20,13 +21,13 @@ fixed_batch = False
 
 def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
     """Run `body` once on fake tensors of exactly the shapes of `inputs`."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad(), _quietly():
         body(None, tree_map_only(torch.Tensor, fake.from_tensor, inputs))
 
 
-def scope(tensor: Any) -> object:
-    """Loops are Python's own: every tensor is within reach."""
-    return None
+def scope() -> object:
+    """The level of `torch.func`'s transforms, such as `vmap`; loops are Python's own."""
+    return torch._C._functorch.maybe_current_level()
 
 
 def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
@@ -48,6 +49,18 @@ def without_gradients() -> AbstractContextManager[Any]:
 def versions() -> dict[str, str]:
     """PyTorch's version, and the device."""
     return {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Torch logs what fake tensors cannot do, although the caller deals with it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -26,8 +26,11 @@ class Runtime(Protocol):
         """Run `body` once on tensors that have shapes and no values. Raises whatever the backend raises."""
         ...
 
-    def scope(self, tensor: Any) -> object:
-        """What is the same for two tensors exactly when neither lives in a loop of the backend alone."""
+    def scope(self) -> object:
+        """Where code runs now: equal in two places where a tensor made in one can be used in the other.
+
+        Inside a loop or branch of the backend it differs from outside.
+        """
         ...
 
     def compiled(self, body: Body, variables: Sequence[keras.Variable]) -> Compiled:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -11,7 +13,7 @@ import numpy as np
 
 from spile.backend import Verification
 from spile.errors import CaptureError
-from spile.keras.capturing import copied
+from spile.keras.capturing import copied, padding
 from spile.keras.names import names_of
 from spile.keras.pooling import pooled
 from spile.keras.runtime import runtime
@@ -41,7 +43,7 @@ def reference(
         for point in places.get((path, side), ()):
             if point.call == call:
                 tensor = value if point.item is None else pick(value, point.item)
-                kept[point.name] = point, copied(tensor), getattr(tensor, "_keras_mask", None)
+                kept[point.name] = point, tensor, copied(tensor)
 
     def seen(layer: keras.Layer, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path = names.get(layer)
@@ -53,33 +55,47 @@ def reference(
         keep(path, "out", call, output)
         return output
 
-    with runtime().without_gradients(), _every_layer(seen):
+    with runtime().without_gradients(), _watching_classes(names, seen):
         model(*inputs.args, **{**training, **inputs.kwargs})
     return {
         name: pooled(
-            tensor,
+            value,
             point.pool,
             point.layout,
             prefix_tokens=prefix_tokens.get(name, 0),
-            mask=mask if own is None else own,
+            mask=padding(tensor, mask),
         )
-        for name, (point, tensor, own) in kept.items()
+        for name, (point, tensor, value) in kept.items()
     }
 
 
 @contextmanager
-def _every_layer(seen: Any) -> Iterator[None]:
-    """Have every call of any layer go through ``seen(layer, run, args, kwargs)``."""
-    call = keras.Layer.__call__
+def _watching_classes(layers: Iterable[keras.Layer], seen: Any) -> Iterator[None]:
+    """Have every run of these layers in this thread go through ``seen(layer, run, args, kwargs)``."""
+    thread = threading.get_ident()
+    running: set[int] = set()
 
-    def watched(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-        return seen(layer, lambda: call(layer, *args, **kwargs), args, kwargs)
+    def watched(call: Any) -> Any:
+        @functools.wraps(call)
+        def wrapper(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+            # A class may use the `call` of its base: that is the same run.
+            if id(layer) in running or threading.get_ident() != thread:
+                return call(layer, *args, **kwargs)
+            running.add(id(layer))
+            try:
+                return seen(layer, lambda: call(layer, *args, **kwargs), args, kwargs)
+            finally:
+                running.discard(id(layer))
 
-    keras.Layer.__call__ = watched
-    try:
+        return wrapper
+
+    classes = {c for layer in layers for c in type(layer).__mro__ if issubclass(c, keras.Layer)}
+    with ExitStack() as stack:
+        for owner in classes:
+            for name in vars(owner).keys() & {"call", "quantized_call"}:
+                stack.callback(setattr, owner, name, vars(owner)[name])
+                setattr(owner, name, watched(vars(owner)[name]))
         yield
-    finally:
-        keras.Layer.__call__ = call
 
 
 def compare(

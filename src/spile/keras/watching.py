@@ -10,39 +10,49 @@ from typing import Any
 
 import keras
 
+from spile.keras.runtime import runtime
+
 Watch = Callable[[keras.Layer, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _one_at_a_time = threading.RLock()
 
 
 @contextmanager
-def watching_calls(layers: Iterable[keras.Layer], watch: Watch) -> Iterator[None]:
+def watching_calls(
+    layers: Iterable[keras.Layer], watch: Watch, beyond: Callable[[keras.Layer], None] | None = None
+) -> Iterator[None]:
     """While it lasts, runs of these layers in this thread go through ``watch(layer, run, args, kwargs)``.
 
-    `watch` calls ``run()`` for the layer's output and returns it. The wrapper stands in the layer's own
-    dictionary, where it comes before the class: also a layer whose `call` is called directly is seen.
+    `watch` calls ``run()`` for the layer's output and returns it. A run inside a loop or branch of the
+    backend, of which no tensor can be had outside, is only told to `beyond`. The wrapper stands in the
+    layer's own dictionary, where it comes before the class: also a layer whose `call` is called directly is
+    seen.
     """
-    here = threading.get_ident()
+    thread, scope = threading.get_ident(), runtime().scope()
+
+    def wrapper_of(layer: keras.Layer, call: Any) -> Any:
+        @functools.wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread:
+                return call(*args, **kwargs)
+            if runtime().scope() != scope:
+                if beyond is not None:
+                    beyond(layer)
+                return call(*args, **kwargs)
+            return watch(layer, lambda: call(*args, **kwargs), args, kwargs)
+
+        return wrapper
+
     with _one_at_a_time:
         wrapped: list[tuple[keras.Layer, str, Any]] = []
         try:
             for layer in layers:
                 name = "quantized_call" if getattr(layer, "quantization_mode", None) else "call"
                 wrapped.append((layer, name, vars(layer).get(name)))
-                object.__setattr__(layer, name, _wrapper(layer, getattr(layer, name), watch, here))
+                object.__setattr__(layer, name, wrapper_of(layer, getattr(layer, name)))
             yield
         finally:
             for layer, name, before in reversed(wrapped):
                 object.__delattr__(layer, name)
                 if before is not None:
                     object.__setattr__(layer, name, before)
-
-
-def _wrapper(layer: keras.Layer, call: Any, watch: Watch, thread: int) -> Any:
-    @functools.wraps(call)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return call(*args, **kwargs)
-        return watch(layer, lambda: call(*args, **kwargs), args, kwargs)
-
-    return wrapper

@@ -31,6 +31,9 @@ Dtype = Literal["float16", "float32"]
 BATCH_SIZE = 32
 """What ``batch_size="auto"`` means."""
 
+_MASKS = ("attention_mask", "padding_mask")
+"""What Hugging Face and Keras Hub call the input that says which tokens are real."""
+
 _SAME_MODEL = ("architecture", "weights", "mode", "preprocessing", "precision", "samples")
 """What columns that are added to a store must share with it."""
 
@@ -196,7 +199,8 @@ class _Run:
                 f"{name} gives {len(values)} rows for {len(batch.records)} samples, so it cannot be stored "
                 "by sample: leave it out, or give a pool that makes one row of each sample"
             )
-        mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, dict) else None
+        named = batch.inputs if isinstance(batch.inputs, dict) else {}
+        mask = next((named[name] for name in _MASKS if name in named), None)
         if mask is not None and values.ndim > 2 and values.shape[:2] == tuple(mask.shape):
             return [row[np.asarray(real, dtype=bool)] for row, real in zip(values, mask, strict=True)]
         return values

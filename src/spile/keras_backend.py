@@ -1,4 +1,4 @@
-"""Which backend Keras will use, found out without importing it: `import keras` without one fails obscurely."""
+"""Which backend Keras will use, found without importing it: `import keras` without one fails obscurely."""
 
 from __future__ import annotations
 

@@ -44,9 +44,10 @@ def normalised(pixels: Any, preprocessing: ImagePreprocessing) -> Any:
     """Pixels (samples, height, width, channels) as the model takes them, in Keras' own axis order."""
     dtype = keras.config.floatx()
     images = keras.ops.cast(pixels, dtype)
-    if getattr(preprocessing, "channel_order", "RGB") == "BGR":
+    if preprocessing.channel_order == "BGR":
         images = keras.ops.flip(images, axis=-1)
-    mean, std = (np.asarray(numbers, dtype) for numbers in (preprocessing.mean, preprocessing.std))
-    images = (images * np.asarray(preprocessing.scale, dtype) - mean) / std
+    mean = keras.ops.convert_to_tensor(preprocessing.mean, dtype)
+    std = keras.ops.convert_to_tensor(preprocessing.std, dtype)
+    images = (images * preprocessing.scale - mean) / std
     first = keras.config.image_data_format() == "channels_first"
     return keras.ops.transpose(images, (0, 3, 1, 2)) if first else images

@@ -204,13 +204,14 @@ def _cut(model: keras.Model, points: Sequence[Point], observation: Observation) 
     if not tops or any(point.path == "" and point.side == "out" for point in points):
         return None
     layers = [model.get_layer(name) for name in tops]
-    # Cutting could change the order of several runs; and only of a single run is `output` the right one.
+    # Cutting could change the order of several runs; and only a single use is sure to be in this graph.
     if any(len(observation.by_path[name]) > 1 for name in tops):
         return None
-    if any(len(layer._inbound_nodes) > 1 for layer in layers):
+    if any(len(layer._inbound_nodes) != 1 for layer in layers):
         return None
-    outputs = [layer.output for layer in layers]
-    return keras.Model(declared_inputs(model), outputs[0] if len(outputs) == 1 else outputs, name=model.name)
+    # Not `layer.output`: that of a model inside is the end of its own graph.
+    outputs = [tensor for layer in layers for tensor in layer._inbound_nodes[0].output_tensors]
+    return keras.Model(declared_inputs(model), outputs, name=model.name)
 
 
 def _prefix_tokens(point: Point, observation: Observation) -> int:

@@ -251,7 +251,7 @@ def _raw(observation: Observation) -> str | None:
     items = observation.root.inputs
     if len(items) != 1 or not items[0].dtype.startswith("float"):
         return None
-    return {"BCYX": _RAW_IMAGE, "BC": _RAW_VECTOR}.get(items[0].layout or "")
+    return {"BCYX": _RAW_IMAGE, "BYXC": _RAW_IMAGE, "BC": _RAW_VECTOR}.get(items[0].layout or "")
 
 
 def _test_scores(

@@ -77,8 +77,8 @@ def test_the_check_would_notice() -> None:
     assert loaded_by("import spile; spile.extract", among={"pyarrow"}) == {"pyarrow"}
 
 
-def test_no_module_outside_spile_torch_loads_a_framework_or_an_optional_package() -> None:
-    names = modules(without=("spile.torch", "spile.__main__"))
+def test_no_module_outside_the_frameworks_own_loads_one_or_an_optional_package() -> None:
+    names = modules(without=("spile.torch", "spile.keras", "spile.testing", "spile.__main__"))
     assert "spile.taps" in names
     assert loaded_by(f"import {', '.join(names)}", among=OPTIONAL) == set()
 

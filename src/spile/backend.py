@@ -169,13 +169,18 @@ def backend_of(model: Any) -> Backend:
     A Keras model on the torch backend is an ``nn.Module`` too, hence the order. Raises `ModelError` for
     anything else.
     """
-    for framework, classes in _loaded():
-        if isinstance(model, classes):
-            return cast(Backend, importlib.import_module(f"spile.{framework}.backend"))
+    framework = framework_of(model)
+    if framework is not None:
+        return cast(Backend, importlib.import_module(f"spile.{framework}.backend"))
     raise ModelError(
         f"{type(model).__name__} is no model of a framework that is loaded: pass a torch.nn.Module, a "
         "keras.Model, or a reference such as 'timm:resnet50'"
     )
+
+
+def framework_of(model: Any) -> str | None:
+    """``keras`` or ``torch``; ``None`` for what is no model of a framework that is loaded."""
+    return next((name for name, classes in _loaded() if isinstance(model, classes)), None)
 
 
 def _loaded() -> Iterator[tuple[str, type]]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from spile import keras_backend
+from spile import keras_backend, python_files
+from spile.backend import framework_of
 from spile.errors import MissingDependency, ModelError, nearest
 from spile.loading import Built, Options, Tokenize
 from spile.preprocessing import ImagePreprocessing, Preprocessing
@@ -108,8 +109,11 @@ def load_model(
     options = Options(
         weights=Path(weights) if weights is not None else None, pretrained=pretrained, input_size=input_size
     )
-    build = _build_keras if _is_keras(reference) else _build_torch
-    built = build(reference, options, device)
+    if reference.scheme == "file":
+        built = _build_object(reference, options, device)
+    else:
+        build = _build_keras if _is_keras(reference) else _build_torch
+        built = build(reference, options, device)
     return LoadedModel(
         model=built.model,
         reference=str(reference),
@@ -161,6 +165,24 @@ def _build_keras(reference: ModelReference, options: Options, device: str | None
                 return backend.from_demo(reference.name, options)
 
 
+def _build_object(reference: ModelReference, options: Options, device: str | None) -> Built:
+    """What the user's own Python file makes: it imports a framework, so that one is installed."""
+    model, spec = python_files.made_by(reference.name, str(reference.factory))
+    if framework_of(model) == "keras":
+        from spile.keras import models as keras_models
+
+        if device is not None:
+            raise ModelError(
+                f"device={device!r} is not for {reference}: Keras builds a model where it stays; build it "
+                "under keras.device(...)"
+            )
+        return keras_models.from_object(model, spec, options, str(reference))
+    from spile.torch import models as torch_models
+
+    built = torch_models.from_object(model, spec, options, str(reference))
+    return built if device is None else torch_models.on_device(built, device)
+
+
 def _build_torch(reference: ModelReference, options: Options, device: str | None) -> Built:
     try:
         from spile.torch import models as backend
@@ -177,10 +199,8 @@ def _build_torch(reference: ModelReference, options: Options, device: str | None
             built = backend.from_hub(reference.name, options)
         case "demo":
             built = backend.from_demo(reference.name, options)
-        case "pt2":
-            built = backend.from_pt2(reference.name, options)
         case _:
-            built = backend.from_file(reference.name, str(reference.factory), options)
+            built = backend.from_pt2(reference.name, options)
     return built if device is None else backend.on_device(built, device)
 
 

@@ -106,14 +106,16 @@ def test_a_layer_that_holds_its_holder() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_bookkeeping_is_no_layer(compiled: bool) -> None:
-    for make in (lambda: graph(layers.Dense(3, name="d")), Split):
-        model = make() if isinstance(make(), keras.Model) else Holder(split=make())
-        before = paths(model)
-        if compiled and is_graph(model):
+    class Running(Holder):
+        def call(self, x: Any) -> Any:
+            return self.split(x)
+
+    for model in (graph(layers.Dense(2, name="split")), Running(split=layers.Dense(2))):
+        if compiled:
             model.compile("adam", "mse", metrics=["mae"])
-            model.fit(np.ones((2, 4)), np.ones((2, 3)), verbose=0)
+            model.fit(np.ones((2, 4)), np.ones((2, 2)), verbose=0)
             model.predict(np.ones((2, 4)), verbose=0)
-        assert paths(model) == before
+        assert paths(model) == ["", "split"]
 
 
 def test_wrappers() -> None:
@@ -136,7 +138,13 @@ def test_a_graph_with_a_call_of_its_own() -> None:
     """Attributes first; what only the graph holds goes by its name."""
     model = OwnCall()
     assert not is_graph(model)
-    assert paths(model) == ["", "held", "extra", "end"] or set(paths(model)) == {"", "held", "extra", "end"}
+    assert sorted(paths(model)) == ["", "end", "extra", "held"]
+    x = np.ones((2, 4), "float32")
+    model(x)
+    with spile.tap(model, "all", pool=None, example=(1, 4)) as tap:
+        found = tap(x)
+        tap.verify(x)
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found["extra"], model(x))), rtol=1e-6)
 
 
 def test_what_is_a_graph() -> None:
@@ -176,11 +184,8 @@ def test_the_models_own_name_and_keras_names_are_aliases() -> None:
 
 
 def test_an_alias_never_hides_a_path() -> None:
-    first, second = layers.Dense(1, name="second"), layers.Dense(1, name="first")
-    assert aliases(Holder(first=first, second=second)) == {
-        "holder/first": "first",
-        "holder/second": "second",
-    } or not {"first", "second"} & aliases(Holder(first=first, second=second)).keys()
+    model = Holder(first=layers.Dense(1, name="second"), second=layers.Dense(1, name="first"))
+    assert aliases(model) == {}
 
 
 def test_an_alias_of_several_layers_is_none() -> None:
@@ -241,6 +246,7 @@ def test_models_from_disk_have_the_same_names(kind: str, tmp_path: Path) -> None
     np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found["c"], expected)), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize` method")
 def test_quantized_layers() -> None:
     model = graph(layers.Dense(8, name="a"), layers.Dense(2, name="b"))
     model.quantize("int8")

@@ -9,6 +9,7 @@ import keras
 
 from spile.errors import ModelError
 from spile.loading import Built, Options, first_line, resized
+from spile.preprocessing import Preprocessing, TextPreprocessing
 
 _WEIGHTS = (".h5", ".hdf5", ".keras")
 
@@ -26,6 +27,22 @@ def from_file(path: str, options: Options) -> Built:
     except Exception as error:  # what the file describes may fail in any way
         raise ModelError(_refusal(path, error)) from error
     return Built(model=model, channels_last=keras.config.image_data_format() == "channels_last")
+
+
+def from_object(model: keras.Model, spec: Preprocessing | None, options: Options, place: str) -> Built:
+    """A model that the user's own code at `place` made."""
+    if isinstance(spec, TextPreprocessing):
+        raise ModelError(
+            f"{place} returned a TextPreprocessing, which is for PyTorch models: give the Keras model token "
+            "ids, as arrays"
+        )
+    if options.weights is not None:
+        load_weights(model, options.weights)
+    return Built(
+        model=model,
+        preprocessing=resized(spec, options, place),
+        channels_last=keras.config.image_data_format() == "channels_last",
+    )
 
 
 def load_weights(model: keras.Model, path: Path) -> None:

@@ -10,11 +10,11 @@ import keras
 from spile.errors import ModelError
 from spile.keras.applications import from_applications
 from spile.keras.demos import from_demo
-from spile.keras.files import from_file
+from spile.keras.files import from_file, from_object
 from spile.keras.hub import from_hub
 from spile.loading import first_line
 
-__all__ = ["from_applications", "from_demo", "from_file", "from_hub", "on_device"]
+__all__ = ["from_applications", "from_demo", "from_file", "from_hub", "from_object", "on_device"]
 
 
 @contextmanager

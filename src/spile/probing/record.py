@@ -265,9 +265,9 @@ def _maps(
 
 def _input(whole: Call) -> str | None:
     image = whole.inputs[0] if len(whole.inputs) == 1 else None
-    if image is None or image.layout != "BCYX":
+    if image is None or set(image.layout or "") != set("BCYX"):
         return None
-    channels, height, width = image.shape[1:]
+    channels, height, width = (image.shape[(image.layout or "").index(axis)] for axis in "CYX")
     return f"{height}×{width} {'RGB' if channels == 3 else f'{channels}-channel'}"
 
 

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from spile import demo_weights, downloads
 from spile.errors import ModelError
 from spile.loading import Built, Options, did_you_mean, first_line, library, resized
-from spile.preprocessing import ImagePreprocessing
+from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 from spile.torch import demos, pt2
-from spile.torch.hugging_face import from_hub
-from spile.torch.python_files import from_file
+from spile.torch.hugging_face import from_hub, tokenizer_of
 from spile.torch.weights import (
     architecture_hash,
     assign_weights,
@@ -32,8 +31,8 @@ from spile.torch.weights import (
 __all__ = [
     "architecture_hash",
     "from_demo",
-    "from_file",
     "from_hub",
+    "from_object",
     "from_pt2",
     "from_timm",
     "from_torchvision",
@@ -274,6 +273,18 @@ def on_device(built: Built, device: str) -> Built:
         return replace(built, model=built.model.to(device))
     except (RuntimeError, AssertionError) as error:  # names that torch does not know, devices it lacks
         raise ModelError(f"The model cannot be put on device {device!r}: {first_line(error)}") from error
+
+
+def from_object(model: nn.Module, spec: Preprocessing | None, options: Options, place: str) -> Built:
+    """A model that the user's own code at `place` made."""
+    if options.weights is not None:
+        assign_weights(model, read_weights(options.weights), origin=str(options.weights))
+    tokenize = None
+    if isinstance(spec, TextPreprocessing):
+        tokenize = tokenizer_of(
+            library("transformers", extra="hf", purpose=f"the tokenizer of {place}"), spec
+        )
+    return Built(model=model.eval(), preprocessing=resized(spec, options, place), tokenize=tokenize)
 
 
 def from_pt2(path: str, options: Options) -> Built:

@@ -1,4 +1,4 @@
-"""Models that a function in the user's own Python file returns."""
+"""Models that a function in the user's own Python file returns, of whatever framework."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
+from spile.backend import framework_of
 from spile.errors import ModelError
-from spile.loading import Built, Options, did_you_mean, first_line, library, resized
-from spile.preprocessing import Preprocessing, TextPreprocessing
-from spile.torch.hugging_face import tokenizer_of
-from spile.torch.weights import assign_weights, read_weights
+from spile.loading import did_you_mean, first_line
+from spile.preprocessing import Preprocessing
 
 
-def from_file(path: str, factory: str, options: Options) -> Built:
-    """What ``factory()`` in the Python file returns: an ``nn.Module``, or one and its preprocessing."""
+def made_by(path: str, factory: str) -> tuple[Any, Preprocessing | None]:
+    """What ``factory()`` in the Python file returns: a model, or one and its preprocessing."""
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise ModelError(f"There is no Python file {path}")
@@ -36,18 +33,12 @@ def from_file(path: str, factory: str, options: Options) -> Built:
         known = [key for key, origin in own if origin == module.__name__]
         raise ModelError(f"{path} has no function {factory!r}. {did_you_mean(f'{path}:', factory, known)}")
     model, spec = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(model, nn.Module) or not isinstance(spec, Preprocessing | None):
+    if framework_of(model) is None or not isinstance(spec, Preprocessing | None):
         raise ModelError(
-            f"{path}:{factory} returned {_kinds(made)}; it must return a torch.nn.Module, or a pair of one "
-            "and an ImagePreprocessing or TextPreprocessing"
+            f"{path}:{factory} returned {_kinds(made)}; it must return a torch.nn.Module or a keras.Model, "
+            "or a pair of one and an ImagePreprocessing or TextPreprocessing"
         )
-    if options.weights is not None:
-        assign_weights(model, read_weights(options.weights), origin=str(options.weights))
-    tokenize = None
-    if isinstance(spec, TextPreprocessing):
-        tokenize = tokenizer_of(library("transformers", extra="hf", purpose=f"the tokenizer of {path}"), spec)
-    spec = resized(spec, options, f"{path}:{factory}")
-    return Built(model=model.eval(), preprocessing=spec, tokenize=tokenize)
+    return model, spec
 
 
 def _import_file(file: Path) -> Any:

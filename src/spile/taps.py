@@ -4,10 +4,10 @@
     activations = tap(images)                # stops at the deepest point
     activations["layer3"]                    # (samples, channels)
 
-A *layer* is a module of the model; an *address* names a place at it (`spile.address`); on a concrete model an
+A *layer* is a module (PyTorch) or layer (Keras) of the model; an *address* names a place at it (`spile.address`); on a concrete model an
 address becomes *points*, one tensor per forward pass each; a *pool* says what is kept of it (`spile.pool`);
 points and pools on a model are a *tap*. How the tensors are caught is the framework's business:
-`spile.torch.taps`.
+`spile.torch.taps`, `spile.keras.taps`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def tap(
 ) -> Tap:
     """Tap a model at one or several addresses.
 
-    `model` is a model object, a reference such as ``"timm:resnet50"``, or what `spile.load_model` gave; the
-    latter two bring their preprocessing along. `addresses` is one address, a list, or a dict ``{name:
+    `model` is a ``torch.nn.Module`` or a ``keras.Model``, a reference such as ``"timm:resnet50"``, or what
+    `spile.load_model` gave; the latter two bring their preprocessing along. `addresses` is one address, a list, or a dict ``{name:
     address}``. `pool` is one pool for all, or a dict from address (or own name) to pool. `example` is a
     batch, or the shape of one, for the dry pass that learns which layers run and how often; without it the
     first batch serves. The pass runs in evaluation mode and puts the flags back; ``mode="as_is"`` runs the
     model as you left it, for training.
 
-    Returns a ``torch.nn.Module`` that is called like the model and gives `Activations`: one tensor a point,
-    samples first. Raises `AddressError`, `PoolError`, and on any later batch `CaptureError` where a point did
+    Returns a tap that is called like the model and gives `Activations`: one tensor a point, samples first. Of
+    a PyTorch model it is a ``torch.nn.Module``. Raises `AddressError`, `PoolError`, and on any later batch `CaptureError` where a point did
     not fire as it should.
     """
     loaded = as_loaded(model)

@@ -4,10 +4,10 @@
     activations = tap(images)                # stops at the deepest point
     activations["layer3"]                    # (samples, channels)
 
-A *layer* is a module (PyTorch) or layer (Keras) of the model; an *address* names a place at it (`spile.address`); on a concrete model an
-address becomes *points*, one tensor per forward pass each; a *pool* says what is kept of it (`spile.pool`);
-points and pools on a model are a *tap*. How the tensors are caught is the framework's business:
-`spile.torch.taps`, `spile.keras.taps`.
+A *layer* is a module (PyTorch) or layer (Keras) of the model; an *address* names a place at it
+(`spile.address`); on a concrete model an address becomes *points*, one tensor per forward pass each; a *pool*
+says what is kept of it (`spile.pool`); points and pools on a model are a *tap*. How the tensors are caught is
+the framework's business: `spile.torch.taps`, `spile.keras.taps`.
 """
 
 from __future__ import annotations

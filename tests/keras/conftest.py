@@ -35,8 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     for warning in FOREIGN_WARNINGS:
         config.addinivalue_line("filterwarnings", f"ignore:{warning}")
-    import keras
-
+    try:
+        import keras
+    except (ImportError, ValueError) as error:
+        raise pytest.UsageError(
+            f"KERAS_BACKEND is {BACKEND!r}, on which Keras does not start: {error}"
+        ) from None
     if keras.backend.backend() != BACKEND:
         raise pytest.UsageError(
             f"KERAS_BACKEND is {BACKEND!r}, but Keras, imported before, runs on {keras.backend.backend()!r}"

@@ -91,7 +91,7 @@ def test_nothing_stays_of_a_pass_that_was_given_up() -> None:
 def test_a_call_of_ones_own_is_seen_and_kept() -> None:
     dense, note = layers.Dense(5, name="a"), Note()
     dense.build((None, 4))
-    own = lambda x: x * 3  # noqa: E731
+    own = lambda x, training=None: x * 3  # noqa: E731
     dense.call = own
     with watching_calls([dense], note):
         found = dense(X)

@@ -64,7 +64,7 @@ def _cells(layer: Any, shape: _Sizes) -> int:
 
 
 def _matrices(cell: Any) -> int:
-    return sum(_size(w) for w in cell.weights if len(w.shape) > 1)
+    return sum(_size(w) for w in cell.weights if len(w.shape) > 1 and "bias" not in w.name)
 
 
 def _size(weight: Any) -> int:

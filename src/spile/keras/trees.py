@@ -99,9 +99,10 @@ def _parameters(model: keras.Model) -> list[str]:
 
 
 def declared_inputs(model: keras.Model) -> Any:
-    """The symbolic inputs that the model was built with, nested as it takes them; ``None`` for a subclass."""
+    """The symbolic inputs that the model was built with, nested as it takes them; ``None`` where there are none."""
     if isinstance(model, keras.Sequential):
-        return model.inputs[0] if model.inputs else None
+        inputs = getattr(model, "inputs", None)  # not there before it is built
+        return inputs[0] if inputs else None
     return model.input if is_graph(model) else None
 
 

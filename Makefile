@@ -24,7 +24,7 @@ help: ## Say what there is to make
 demo: $(VENV)/.demo ## Compare the layers of a real network on real images, and write a report
 	$(BIN)/spile demo --out spile-demo
 
-test: $(VENV)/.dev ## The tests that every change must pass (under 20 minutes on 2 cores)
+test: $(VENV)/.dev ## The tests that every change must pass (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest --ignore tests/keras -m "not zoo"
 	$(call on_each_keras_backend,-m "not zoo")
 

@@ -43,15 +43,15 @@ def tap(
     """Tap a model at one or several addresses.
 
     `model` is a ``torch.nn.Module`` or a ``keras.Model``, a reference such as ``"timm:resnet50"``, or what
-    `spile.load_model` gave; the latter two bring their preprocessing along. `addresses` is one address, a list, or a dict ``{name:
-    address}``. `pool` is one pool for all, or a dict from address (or own name) to pool. `example` is a
-    batch, or the shape of one, for the dry pass that learns which layers run and how often; without it the
-    first batch serves. The pass runs in evaluation mode and puts the flags back; ``mode="as_is"`` runs the
-    model as you left it, for training.
+    `spile.load_model` gave; the latter two bring their preprocessing along. `addresses` is one address, a
+    list, or a dict ``{name: address}``. `pool` is one pool for all, or a dict from address (or own name) to
+    pool. `example` is a batch, or the shape of one, for the dry pass that learns which layers run and how
+    often; without it the first batch serves. The pass runs in evaluation mode and puts the flags back;
+    ``mode="as_is"`` runs the model as you left it, for training.
 
     Returns a tap that is called like the model and gives `Activations`: one tensor a point, samples first. Of
-    a PyTorch model it is a ``torch.nn.Module``. Raises `AddressError`, `PoolError`, and on any later batch `CaptureError` where a point did
-    not fire as it should.
+    a PyTorch model it is a ``torch.nn.Module``. Raises `AddressError`, `PoolError`, and on any later batch
+    `CaptureError` where a point did not fire as it should.
     """
     loaded = as_loaded(model)
     if example is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import spile
 
 # spile transfer demo:mnist5k -m demo:efficientnet_lite0 --input-size 64 --shots 5 --seeds 5, on PyTorch: mean
-# cross-validated accuracy on the 50 labels, and held-out accuracy of the chosen layer, the last and raw pixels.
+# accuracy by cross-validation on the 50 labels; held-out accuracy of the chosen layer, the last, raw pixels.
 ON_PYTORCH = {
     "@in": 0.578, "blocks/0": 0.272, "blocks/1": 0.410, "blocks/2": 0.716, "blocks/3": 0.830,
     "blocks/4": 0.778, "blocks/5": 0.772, "blocks/6": 0.654, "classifier@in": 0.588,

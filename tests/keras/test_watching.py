@@ -42,7 +42,8 @@ class Note:
 
 
 def wrapped(model: keras.Model) -> list[str]:
-    return [layer.name for layer in model._flatten_layers() if {"call", "quantized_call"} & vars(layer).keys()]
+    names = {"call", "quantized_call"}
+    return [layer.name for layer in model._flatten_layers() if names & vars(layer).keys()]
 
 
 def test_every_run_is_seen_and_nothing_stays() -> None:

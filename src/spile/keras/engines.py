@@ -111,7 +111,7 @@ class AutoEngine:
         if self._chosen is None:
             ready = model_inputs(inputs, preprocessing=self._preprocessing)
             self._tap.learn(called_with(self._tap.model, (ready,), {}))
-            compiles = keras.backend.backend() != "torch" and self._tap.traceable
+            compiles = runtime().compiles and self._tap.traceable
             kind = CompiledEngine if compiles else EagerEngine
             self._chosen = kind(self._tap, preprocessing=self._preprocessing)
         return self._chosen(inputs)

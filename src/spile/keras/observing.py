@@ -17,7 +17,7 @@ from spile.errors import ModelError
 from spile.keras.costs import macs_of
 from spile.keras.names import Names, children_of, names_of
 from spile.keras.runtime import runtime
-from spile.keras.trees import Inputs, given, inputs_of, is_tensor, tensor_of, tensors, transform
+from spile.keras.trees import Inputs, dtype_of, given, inputs_of, is_tensor, tensor_of, tensors, transform
 from spile.keras.watching import watching_calls
 from spile.layouts import Channels, Place
 from spile.observation import Call, Item, Layer, Observation
@@ -95,7 +95,7 @@ class _Subject:
             try:
                 calls = self._eager(inputs)
             except Exception as error:
-                shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for _, t in tensors(inputs))
+                shapes = ", ".join(f"{list(t.shape)} {dtype_of(t)}" for _, t in tensors(inputs))
                 raise ModelError(
                     f"the model does not take two samples like the example ({shapes}): "
                     f"{type(error).__name__}: {error}"
@@ -199,7 +199,7 @@ class _Recorder:
             Item(
                 key or None,
                 tuple(int(n) for n in t.shape),
-                keras.backend.standardize_dtype(t.dtype),
+                dtype_of(t),
                 id(t),
             )
             for key, t in found
@@ -229,7 +229,7 @@ class _NeededParameters:
 
 @contextmanager
 def stateless(model: keras.Model, state: Sequence[Any] | None) -> Iterator[None]:
-    """A scope in which nothing that a pass assigns reaches the model; `state` are its variables' values.
+    """A scope in which a pass leaves the model's variables and losses alone; `state` are the former's values.
 
     Without `state` they are those of the scope around it, e.g. of a loss that JAX differentiates.
     """
@@ -237,7 +237,15 @@ def stateless(model: keras.Model, state: Sequence[Any] | None) -> Iterator[None]
     with keras.StatelessScope(state_mapping=mapping) as scope:
         if state is None and scope.original_scope is not None:
             scope.state_mapping.update(scope.original_scope.state_mapping)
-        yield
+        # A pass starts by forgetting the losses of the one before, which may be a training step's.
+        losses = [(x, [*x._losses], {*x._loss_ids}) for x in model._flatten_layers() if x._losses]
+        try:
+            yield
+        finally:
+            for layer, kept, ids in losses:
+                layer._losses[:] = kept
+                layer._loss_ids.clear()
+                layer._loss_ids.update(ids)
 
 
 def _layers(names: Names) -> Iterator[Layer]:
@@ -289,7 +297,7 @@ def _enlarged(inputs: Inputs) -> Iterator[Inputs]:
     """Larger inputs to try: images by 64 x 32 pixels, texts by a token, signals to twice an axis."""
     found = [t for _, t in tensors(inputs)]
     ndims = {len(t.shape) for t in found}
-    floating = {"float" in keras.backend.standardize_dtype(t.dtype) for t in found}
+    floating = {"float" in dtype_of(t) for t in found}
     ops = keras.ops
     if ndims == {4} and floating == {True}:
         more = (32, 64) if keras.config.image_data_format() == "channels_first" else (64, 32)

@@ -14,6 +14,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from spile.keras.runtime import Body, Compiled
 
+compiles = True
 fixed_batch = True
 
 

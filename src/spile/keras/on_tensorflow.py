@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,7 +13,11 @@ import tensorflow as tf
 
 from spile.keras.runtime import Body, Compiled
 
+compiles = True
 fixed_batch = False
+
+_LOOP_BODY = re.compile(r"(?:^|/)loop_body(?:_\d+)?(?=/|$)")
+"""Where TensorFlow traces one step of a vectorized loop; a tensor there is that of the first step alone."""
 
 
 def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
@@ -22,8 +27,11 @@ def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
 
 
 def scope() -> object:
-    """The graph that is being traced."""
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    """The graph that is being traced, and how deep in loops that `tf.vectorized_map` traces in place."""
+    if tf.executing_eagerly():
+        return None
+    graph = tf.compat.v1.get_default_graph()
+    return graph, len(_LOOP_BODY.findall(graph.get_name_scope()))
 
 
 def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:

@@ -8,14 +8,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from spile.keras.runtime import Body, Compiled
-from spile.keras.trees import tensor_of, transform
+from spile.keras.runtime import Body
 
+compiles = False
 fixed_batch = False
 
 
@@ -28,17 +27,6 @@ def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
 def scope() -> object:
     """The level of `torch.func`'s transforms, such as `vmap`; loops are Python's own."""
     return torch._C._functorch.maybe_current_level()
-
-
-def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
-    """The pass as it is, in inference mode."""
-
-    def run(inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
-        with torch.inference_mode():
-            found = body(None, transform(inputs, tensor_of))
-            return {name: _array(value) for name, value in found.items()}
-
-    return run
 
 
 def without_gradients() -> AbstractContextManager[Any]:
@@ -61,9 +49,3 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
-    value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    array: np.ndarray[Any, Any] = value.cpu().numpy()
-    return array

@@ -19,6 +19,8 @@ Compiled = Callable[[Any], dict[str, np.ndarray[Any, Any]]]
 class Runtime(Protocol):
     """One module for each backend implements it: ``spile.keras.on_<backend>``."""
 
+    compiles: bool
+    """There is a compiler, and `compiled`."""
     fixed_batch: bool
     """A program is compiled for one batch size."""
 
@@ -34,7 +36,7 @@ class Runtime(Protocol):
         ...
 
     def compiled(self, body: Body, variables: Sequence[keras.Variable]) -> Compiled:
-        """The pass as the backend's compiler makes it; without one, as it is, in inference mode."""
+        """The pass as the backend's compiler makes it."""
         ...
 
     def without_gradients(self) -> AbstractContextManager[Any]:

@@ -99,7 +99,7 @@ def _parameters(model: keras.Model) -> list[str]:
 
 
 def declared_inputs(model: keras.Model) -> Any:
-    """The symbolic inputs that the model was built with, nested as it takes them; ``None`` where there are none."""
+    """The symbolic inputs that the model was built with, nested as it takes them, if there are any."""
     if isinstance(model, keras.Sequential):
         inputs = getattr(model, "inputs", None)  # not there before it is built
         return inputs[0] if inputs else None
@@ -113,16 +113,17 @@ def _declared(model: keras.Model) -> Any:
             "the layers of a model are learnt from one dry pass, which needs an example where the model does "
             "not fix its input size: pass a batch or its shape, e.g. example=(1, 224, 224, 3)"
         )
-    return keras.tree.map_structure(lambda t: np.zeros((2, *t.shape[1:]), _dtype(t)), declared)
+    return keras.tree.map_structure(lambda t: np.zeros((2, *t.shape[1:]), dtype_of(t)), declared)
 
 
-def _dtype(tensor: Any) -> str:
+def dtype_of(tensor: Any) -> str:
+    """The name of a tensor's type, as Keras writes it."""
     return str(keras.backend.standardize_dtype(tensor.dtype))
 
 
 def _zeros(model: keras.Model, example: Any) -> Any:
     """The example with every shape in it replaced by zeros of the type that the model was built for."""
-    dtypes = {_dtype(t) for t in keras.tree.flatten(declared_inputs(model)) if t is not None}
+    dtypes = {dtype_of(t) for t in keras.tree.flatten(declared_inputs(model)) if t is not None}
     dtype = dtypes.pop() if len(dtypes) == 1 else keras.config.floatx()
 
     def filled(value: Any) -> Any:

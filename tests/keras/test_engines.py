@@ -1,0 +1,144 @@
+"""How a tap is run during extraction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import spile
+from spile import ImagePreprocessing, ModelError
+from spile.keras import backend
+from spile.keras.engines import CompiledEngine, EagerEngine
+
+COMPILES = keras.backend.backend() != "torch"
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often its Python runs: once a trace where the pass is compiled."""
+
+    runs = 0
+
+    def call(self, x: Any) -> Any:
+        Counting.runs += 1
+        return x * 2
+
+
+def net(layer: keras.layers.Layer | None = None) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2D(4, 3, name="conv")(x)
+    y = (layer or Counting())(y)
+    return keras.Model(x, keras.layers.Conv2D(2, 3, name="after")(y))
+
+
+def batch(rows: int) -> Any:
+    return np.random.default_rng(rows).random((rows, 8, 8, 3), dtype=np.float32)
+
+
+def engine(tap: Any, **options: Any) -> Any:
+    return backend.engine(tap, **{"preprocessing": None, "precision": "float32"} | options)
+
+
+def numpy(values: Any) -> dict[str, Any]:
+    return {name: keras.ops.convert_to_numpy(value) for name, value in values.items()}
+
+
+def test_the_engine_gives_the_values_of_the_tap() -> None:
+    tap = spile.tap(net(), ["conv", "after"], pool={"after": None})
+    for rows in (5, 2):
+        found, expected = engine(tap)(batch(rows)), numpy(tap(batch(rows)))
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert isinstance(found[name], np.ndarray)
+            np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_compiled_where_the_backend_compiles_and_says_so() -> None:
+    run = engine(spile.tap(net(), "conv"))
+    run(batch(2))
+    assert run.name == ("compiled" if COMPILES else "eager")
+    asked = engine(spile.tap(net(), "conv"), name="eager")
+    asked(batch(2))
+    assert isinstance(asked, EagerEngine)
+    assert asked.name == "eager"
+
+
+@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
+def test_a_last_odd_batch_compiles_nothing_anew() -> None:
+    tap = spile.tap(net(), "after")
+    run = CompiledEngine(tap, preprocessing=None)
+    before = Counting.runs
+    full = run(batch(6))
+    traced = Counting.runs - before
+    assert traced == 1
+    odd = [run(batch(rows)) for rows in (6, 6, 4, 1)]
+    assert Counting.runs - before == traced
+    assert full["after"].shape == (6, 2)
+    assert [found["after"].shape for found in odd] == [(6, 2), (6, 2), (4, 2), (1, 2)]
+    np.testing.assert_allclose(odd[2]["after"], numpy(tap(batch(4)))["after"], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_not_compiled_in() -> None:
+    model = net()
+    tap = spile.tap(model, "conv")
+    run = engine(tap)
+    before = run(batch(3))["conv"]
+    model.get_layer("conv").set_weights([w + 1 for w in model.get_layer("conv").get_weights()])
+    after = run(batch(3))["conv"]
+    assert np.abs(after - before).min() > 0.5
+    np.testing.assert_allclose(after, numpy(tap(batch(3)))["conv"], rtol=1e-5, atol=1e-6)
+
+
+def test_pixels_are_normalised_as_told() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    spec = ImagePreprocessing(scale=1.0, mean=(1, 2, 3), std=(4, 5, 6), channel_order="BGR")
+    found = engine(spile.tap(net(), "@in", pool=None), preprocessing=spec)(pixels)["@in"]
+    expected = (pixels[..., ::-1].astype(np.float32) - (1, 2, 3)) / (4, 5, 6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pixels_without_their_preprocessing_are_refused() -> None:
+    with pytest.raises(ModelError, match="uint8 images need the model's preprocessing"):
+        engine(spile.tap(net(), "conv"))(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_a_model_that_looks_at_values_runs_as_it_is() -> None:
+    class Looking(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = keras.layers.Dense(2), keras.layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.high(x) + self.low(x) if float(keras.ops.max(x)) > 1 else self.low(x)
+
+    model = Looking()
+    model(2 * np.ones((1, 3), "float32"))
+    tap = spile.tap(model, "low", example=np.ones((1, 3), "float32"))
+    run = engine(tap)
+    low = run(np.ones((2, 3), "float32"))["low"]
+    high = run(2 * np.ones((2, 3), "float32"))["low"]
+    assert run.name == "eager"
+    np.testing.assert_allclose(high, 2 * low, rtol=1e-5)
+
+
+def test_a_tap_without_an_example_learns_its_points_from_the_first_batch() -> None:
+    x = keras.Input((None, None, 3))
+    tap = spile.tap(keras.Model(x, keras.layers.Conv2D(4, 3, name="conv")(x)), "conv")
+    assert engine(tap)(batch(3))["conv"].shape == (3, 4)
+    assert tap.points[0].shape == (6, 6, 4)
+
+
+def test_half_precision_comes_out_as_float32() -> None:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = net()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    found = engine(spile.tap(model, "conv", pool=None))(batch(2))["conv"]
+    assert found.dtype == np.float32
+    with pytest.raises(ModelError, match="mixed_bfloat16"):
+        engine(spile.tap(model, "conv"), precision="bfloat16")

@@ -4,7 +4,7 @@
 
 The samples, images of 32 x 32, are made while they are read; the layer gives 4096 numbers a sample. Every run
 has a process of its own. What it prints is the largest resident memory, and how much that is above the memory
-after the first batch.
+after two batches.
 """
 
 from __future__ import annotations
@@ -133,9 +133,8 @@ def main() -> None:
         few, many = (in_own_process(way, samples) for samples in options.samples)
         for samples, run in zip(options.samples, (few, many), strict=True):
             above = run["peak"] - run["before"]
-            print(
-                f"  {way:8} {samples:7} samples: {run['peak']:7.0f} MiB, {above:+6.0f} MiB, {run['seconds']:.0f} s"
-            )
+            told = f"{run['peak']:7.0f} MiB, {above:+6.0f} MiB, {run['seconds']:.0f} s"
+            print(f"  {way:8} {samples:7} samples: {told}")
         print(f"  {way:8} {'more for the many':>17}: {many['peak'] - few['peak']:+.0f} MiB")
 
 

@@ -257,3 +257,16 @@ def test_quantized_layers() -> None:
     np.testing.assert_allclose(found["b"], keras.ops.convert_to_numpy(model(x)), rtol=1e-6)
     np.testing.assert_array_equal(found["a"], found["b@in"])
     assert not any(name in vars(layer) for layer in model.layers for name in ("call", "quantized_call"))
+
+
+def test_an_attribute_that_begins_like_tensorflow_s_own() -> None:
+    class Block(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self._self_attention_layer = layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self._self_attention_layer(x)
+
+    block = Block()
+    assert [found[0] for found in names_of(block).values()] == ["", "_self_attention_layer"]

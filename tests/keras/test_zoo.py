@@ -28,22 +28,25 @@ DIGITS = 6
 APPLICATIONS: dict[str, dict[str, Any]] = {
     "ConvNeXtTiny": {},
     "DenseNet121": {},
-    "EfficientNetB0": {},
-    "EfficientNetV2B0": {},
+    "EfficientNetB0": {"gain": 2.5},
+    "EfficientNetV2B0": {"gain": 1.5},
     "InceptionResNetV2": {"size": 75},
     "InceptionV3": {"size": 75},
     "MobileNet": {"alpha": 0.25},
     "MobileNetV2": {"alpha": 0.35},
     "MobileNetV3Small": {"alpha": 0.75},
-    "NASNetMobile": {},
+    "NASNetMobile": {"gain": 1.0},
     "ResNet50": {},
     "ResNet50V2": {},
     "VGG16": {},
     "VGG19": {},
-    "Xception": {"size": 71},
+    "Xception": {"size": 71, "gain": 1.0},
 }
 PIXELS = (keras.layers.Rescaling, keras.layers.Normalization)
 """A model that begins with one of them takes images from 0 to 255."""
+GAIN = 2.0
+"""Variance of a weight times the inputs of its unit: with more, some families magnify rounding errors; with
+less, all images end up alike."""
 NOT_ON_TORCH = "NASNetMobile"
 """Keras itself refuses to build it there."""
 
@@ -90,10 +93,10 @@ class Case:
 
 def application(name: str) -> Case:
     options = dict(APPLICATIONS[name])
-    size = options.pop("size", 32)
+    size, gain = options.pop("size", 32), options.pop("gain", GAIN)
     build = getattr(keras.applications, name)
     options |= {"weights": None, "input_shape": (size, size, 3), "classes": 7, "classifier_activation": None}
-    model = with_weights(lambda: build(**options))
+    model = with_weights(lambda: build(**options), gain)
     images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype("float32")
     if any(isinstance(layer, PIXELS) for layer in model.layers):
         images = 128 + 64 * images
@@ -113,24 +116,24 @@ def backbone(name: str) -> Case:
     return Case(name, model, inputs, outputs_of_calls(model, inputs))
 
 
-def with_weights(build: Callable[[], keras.Model]) -> keras.Model:
+def with_weights(build: Callable[[], keras.Model], gain: float = GAIN) -> keras.Model:
     """A model whose weights and statistics are the same on every backend, and differ from layer to layer."""
     keras.utils.clear_session()  # the names that Keras makes up begin anew
     model = build()
     random = np.random.default_rng(0)
     for variable in model.weights:
         if "float" in variable.dtype and variable.name not in ("mean", "variance"):  # of a Normalization
-            variable.assign(weight(variable.name, tuple(variable.shape), random).astype(variable.dtype))
+            variable.assign(weight(variable.name, tuple(variable.shape), gain, random))
     return model
 
 
-def weight(name: str, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+def weight(name: str, shape: tuple[int, ...], gain: float, random: np.random.Generator) -> Array:
     if name in ("gamma", "scale", "moving_variance"):
         return random.uniform(0.6, 1.4, shape)
     if "kernel" not in name:
         return random.normal(size=shape) * 0.1
     depthwise = len(shape) == 4 and shape[-1] == 1
-    return random.normal(size=shape) * np.sqrt(2 / np.prod(shape[:2] if depthwise else shape[:-1]))
+    return random.normal(size=shape) * np.sqrt(gain / np.prod(shape[:2] if depthwise else shape[:-1]))
 
 
 def outputs_of_graph(model: keras.Model, inputs: Any) -> dict[str, Array]:

@@ -13,6 +13,8 @@ Names = dict[keras.Layer, tuple[str, ...]]
 _OPAQUE = (keras.layers.RNN, keras.layers.TimeDistributed)
 """They run what they hold in a loop of the backend, where a value exists for one step only."""
 
+_TRACKED = ("_self_unconditional_", "_self_tracked_trackables")
+"""Where TensorFlow keeps them a second time; ``_self_attention`` is a layer's own."""
 _MODULES = "_modules"
 """Where PyTorch keeps the layers of a layer, beside its other attributes."""
 
@@ -90,7 +92,7 @@ def _in_attributes(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
     values = {
         name: value
         for name, value in (attributes | attributes.get(_MODULES, {})).items()
-        if name not in _BOOKKEEPING and not name.startswith("_self_")
+        if name not in _BOOKKEEPING and not name.startswith(_TRACKED)
     }
     for name, value in sorted(values.items(), key=lambda pair: not isinstance(pair[1], keras.Layer)):
         yield from _held(name, value)

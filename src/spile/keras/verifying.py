@@ -133,4 +133,8 @@ def _wide(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def _largest_difference(value: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
     if not value.size:
         return 0.0
-    return float(np.nan_to_num(np.abs(_wide(value).astype(np.float64) - _wide(other)), nan=0.0).max())
+    one, two = value.astype(np.float64), other.astype(np.float64)
+    same = (one == two) | (np.isnan(one) & np.isnan(two))
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        difference = np.where(same, 0.0, np.abs(one - two))
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())

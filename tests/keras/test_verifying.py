@@ -105,9 +105,7 @@ def test_wrong_values_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with spile.tap(model, "one", pool=None, example=X) as tap:
         assert tap.verify(X).largest_difference == 0
         monkeypatch.setattr(Capture, "watch", tampered)
-        with pytest.raises(
-            CaptureError, match=r"1 of 1 points differ from the reference: one: off by 0\.001"
-        ):
+        with pytest.raises(CaptureError, match=r"1 of 1 points differ .*: one: off by 0\.001"):
             tap.verify(X)
         assert tap.verify(X, atol=1e-2).largest_difference == pytest.approx(1e-3, rel=1e-2)
 
@@ -137,7 +135,7 @@ def test_what_differs_is_told(other: Any, says: str) -> None:
 
 
 def test_a_point_that_the_reference_did_not_reach() -> None:
-    with pytest.raises(CaptureError, match="1 of 2 points .*: b: the reference did not reach it"):
+    with pytest.raises(CaptureError, match=r"1 of 2 points .*: b: the reference did not reach it"):
         compare(tensors(a=X, b=X), tensors(a=X), rtol=0, atol=0)
 
 

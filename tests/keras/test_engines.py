@@ -142,3 +142,85 @@ def test_half_precision_comes_out_as_float32() -> None:
     assert found.dtype == np.float32
     with pytest.raises(ModelError, match="mixed_bfloat16"):
         engine(spile.tap(model, "conv"), precision="bfloat16")
+
+
+@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
+def test_a_larger_batch_and_then_smaller_ones() -> None:
+    tap = spile.tap(net(), ["conv", "after"], pool=None)
+    run = CompiledEngine(tap, preprocessing=None)
+    for rows in (2, 5, 1, 4):
+        found, expected = run(batch(rows)), numpy(tap(batch(rows)))
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_several_inputs_and_more_digits_than_needed() -> None:
+    sides = {name: keras.Input((4,), name=name) for name in ("left", "right")}
+    joined = keras.layers.Concatenate(name="join")(list(sides.values()))
+    model = keras.Model(sides, keras.layers.Dense(2, name="head")(joined))
+    tap = spile.tap(model, ["join", "head"])
+    run = engine(tap)
+    for rows in (4, 3):
+        values = np.random.default_rng(rows).normal(size=(2, rows, 4))
+        found = run({"left": values[0], "right": values[1]})
+        assert {value.dtype.name for value in found.values()} == {"float32"}
+        np.testing.assert_allclose(found["join"], np.concatenate(values, axis=1), rtol=1e-6)
+
+
+def test_integers_stay_integers() -> None:
+    ids = keras.Input((5,), dtype="int32")
+    model = keras.Model(ids, keras.layers.Embedding(9, 2, name="embed")(ids))
+    batches = [np.random.default_rng(rows).integers(0, 9, (rows, 5)) for rows in (3, 2)]
+    run = engine(spile.tap(model, ["embed", "@in"], pool=None))
+    for batch_ in batches:
+        found = run(batch_)
+        assert found["@in"].dtype.kind == "i"
+        np.testing.assert_array_equal(found["@in"], batch_)
+
+
+def test_what_holds_no_samples_is_not_cut_to_them() -> None:
+    """A table as long as a full batch."""
+
+    class Table(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.rows = self.add_weight((4, 3), name="rows")
+
+        def call(self, x: Any) -> Any:
+            return x, self.rows + 0.0
+
+    class Holder(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = Table()
+
+        def call(self, x: Any) -> Any:
+            return self.table(x)[0]
+
+    model = Holder()
+    model(np.ones((4, 2), "float32"))
+    run = engine(spile.tap(model, ["table:0", "table:1"], pool=None, example=(4, 2)))
+    for rows in (4, 2):
+        found = run(np.ones((rows, 2), "float32"))
+        assert (found["table:0"].shape, found["table:1"].shape) == ((rows, 2), (4, 3))
+
+
+@pytest.mark.parametrize("name", ["auto", "eager"])
+def test_pixels_may_be_tensors(name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    run = engine(spile.tap(net(), "@in", pool=None), preprocessing=ImagePreprocessing(), name=name)
+    found = run(keras.ops.convert_to_tensor(pixels))["@in"]
+    np.testing.assert_allclose(found, run(pixels)["@in"], rtol=1e-5, atol=1e-6)
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["auto", "eager"])
+def test_padding_is_left_out_in_every_engine(name: str) -> None:
+    """Keras' masks travel with the tensors, also with those that have no values yet."""
+    ids = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(9, 2, mask_zero=True, name="embed")(ids)
+    model = keras.Model(ids, keras.layers.Dense(3, name="head")(x))
+    batch_ = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 7], [8, 0, 0, 0, 0]])
+    run, whole = engine(spile.tap(model, "head", pool="mean"), name=name), spile.tap(model, "head", pool=None)
+    values = numpy(whole(batch_))["head"]
+    expected = [row[row_ids != 0].mean(0) for row, row_ids in zip(values, batch_, strict=True)]
+    np.testing.assert_allclose(run(batch_)["head"], expected, rtol=1e-5, atol=1e-6)

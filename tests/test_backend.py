@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import spile.torch.backend
-from spile.backend import Activations, Backend, backend_of
+from spile.backend import Activations, Backend, backend_of, framework_of
 from spile.errors import ModelError
 
 
@@ -38,9 +38,13 @@ def test_keras_is_asked_first_because_its_models_may_be_torch_modules_too(
     keras = types.ModuleType("keras")
     keras.Model = type("Model", (nn.Module,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "keras", keras)
-    with pytest.raises(ModelError, match="Keras models are not supported yet"):
-        backend_of(keras.Model())
+    ours = types.ModuleType("spile.keras.backend")
+    monkeypatch.setitem(sys.modules, "spile.keras.backend", ours)
+    assert framework_of(keras.Model()) == "keras"
+    assert backend_of(keras.Model()) is ours
+    assert framework_of(nn.Linear(1, 1)) == "torch"
     assert backend_of(nn.Linear(1, 1)) is spile.torch.backend
+    assert framework_of(object()) is None
 
 
 def test_a_framework_that_is_not_loaded_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,10 @@ def test_layers_that_are_called_directly() -> None:
 
 
 def test_a_base_classes_call_is_the_same_run() -> None:
-    model = keras.Sequential([keras.Input((4,)), Derived(4, name="a"), layers.Dense(4, name="b")])
-    with spile.tap(model, ["a", "b", "a@in"], pool=None) as tap:
-        assert tap.verify(X).points == 3
+    start, derived = keras.Input((4,)), Derived(4, name="a")
+    model = keras.Model(start, derived(layers.Dense(4, name="b")(derived(start))))
+    with spile.tap(model, ["a#0", "b", "a#1", "a@in#1"], pool=None) as tap:
+        assert tap.verify(X).points == 4
 
 
 def test_inputs_are_compared_as_the_layer_gets_them() -> None:

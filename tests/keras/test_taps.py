@@ -113,6 +113,26 @@ def test_points_of_a_shared_layer(order: list[str]) -> None:
         np.testing.assert_allclose(array(found["shared#1"]), array(again), rtol=1e-5, atol=1e-6)
 
 
+def test_a_layer_of_the_graph_that_another_layer_runs_too() -> None:
+    """Its later run may be the one that is asked for, though the graph has it once."""
+
+    class Again(layers.Layer):
+        def __init__(self, inner: keras.Layer) -> None:
+            super().__init__(name="again")
+            self.inner = inner
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+    start, shared = keras.Input((4,)), dense("shared")
+    once = shared(start)
+    model = keras.Model(start, Again(shared)(once))
+    with spile.tap(model, ["shared#0", "shared#1"], pool=None) as tap:
+        found = tap(X)
+        np.testing.assert_allclose(array(found["shared#0"]), array(shared(X)), rtol=1e-6)
+        np.testing.assert_allclose(array(found["shared#1"]), array(model(X)), rtol=1e-5, atol=1e-6)
+
+
 def test_a_layer_that_was_also_called_elsewhere() -> None:
     one = dense("one")
     other = keras.Input((4,))

@@ -1,0 +1,83 @@
+"""The command line: parses, calls one verb, maps errors to exit codes. No tensors here.
+
+Exit codes: 0 done, 1 the run failed (one line says why and what to do), 2 usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from spile.cli import extracting, looking, transferring
+from spile.errors import SpileError
+
+__all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+
+_COMMANDS = (
+    (transferring.demo, "spile demo --out my-demo"),
+    (looking.layers, "spile layers timm:resnet50 --only blocks"),
+    (extracting.extract, "spile extract photos/ -m timm:resnet50 -o feats.lance -l 'layer4.*'"),
+    (transferring.probe, "spile probe feats.lance --rule 1se"),
+    (transferring.transfer, "spile transfer photos/ -m timm:resnet50 -o run --shots 10 --seeds 5"),
+    (transferring.predict, "spile predict run/model new-photos/"),
+    (looking.report, "spile report run"),
+    (looking.doctor, "spile doctor --json"),
+)
+"""Each with an example, in the order in which the help lists them."""
+
+app = typer.Typer(
+    name="spile",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Tap any layer of a PyTorch or Keras 3 model and train with what flows out.",
+    epilog="Start with: [bold]spile demo[/]",
+)
+for _command, _example in _COMMANDS:
+    app.command(epilog=f"Example: [bold]{_example}[/]")(_command)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``spile``."""
+    # Threads that spin while they wait for each other crawl on a machine that has other work: five to twenty
+    # times slower beside one busy process on two cores. Read when the framework is imported, so set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        try:
+            app()
+            sys.stdout.flush()
+        except SpileError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            # Whoever read the output has enough. What is left unwritten must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"{where}{error.strerror or error}")
+        except SystemExit as end:
+            if end.code == _INTERRUPTED:
+                _say("error", "interrupted; what was committed is kept: type the same command to go on")
+            raise
+
+
+def _fail(message: str) -> None:
+    _say("error", message)
+    raise SystemExit(1)
+
+
+def _warn(message: Warning | str, *_: Any) -> None:
+    _say("warning", str(message))
+
+
+def _say(what: str, message: str) -> None:
+    sys.stderr.write(f"{what}: {' '.join(message.split())}\n")

@@ -1,0 +1,84 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from spile.models import LoadedModel
+
+
+class Rule(StrEnum):
+    """How a layer is chosen."""
+
+    best = "best"
+    one_standard_error = "1se"
+
+
+class Dtype(StrEnum):
+    """What a store holds."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Precision(StrEnum):
+    """What is computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Which(StrEnum):
+    """Which layers are listed."""
+
+    all = "all"
+    blocks = "blocks"
+    stages = "stages"
+
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="timm:NAME, torchvision:NAME, hf:NAME, keras:NAME, keras_hub:PRESET, FILE.py:FACTORY, "
+        "FILE.keras, FILE.pt2, demo:NAME.",
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="A folder of class folders, a .csv, .parquet or .npz file, or demo:NAME."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option(help="A local weights file, .safetensors or .pth.")]
+InputSize = Annotated[int | None, typer.Option(min=1, help="Side of square inputs, in pixels.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the CPU.")]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layers", "-l", help="An address; may be repeated. Default: stages."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a batch.")]
+RuleName = Annotated[Rule, typer.Option(help="The best layer, or the cheapest within one standard error.")]
+MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def load(model: str, weights: Path | None, input_size: int | None, device: str | None) -> LoadedModel:
+    """The model that the options name."""
+    import spile
+
+    return spile.load_model(model, weights=weights, input_size=input_size, device=device)
+
+
+def typed() -> str:
+    """The command as it was typed."""
+    return shlex.join(["spile", *sys.argv[1:]])

@@ -1,0 +1,124 @@
+"""`spile probe`, `spile transfer`, `spile predict`, `spile demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spile.cli.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    InputSize,
+    Layers,
+    MaxBad,
+    ModelName,
+    Quiet,
+    Rule,
+    RuleName,
+    Weights,
+    load,
+    typed,
+)
+from spile.cli.showing import show, show_run, table_of
+from spile.errors import SpileError
+
+
+def probe(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="What spile extract wrote.")],
+    rule: RuleName = Rule.best,
+    cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score every point of a store by cross-validation with a ridge classifier, and name the one to use."""
+    import spile
+
+    result = spile.probe(spile.open(store), rule=rule.value, cv=cv, seed=seed)
+    show(result, result.to_json(), as_json)
+
+
+def transfer(
+    data: Data,
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("run"),
+    addresses: Layers = None,
+    rule: RuleName = Rule.best,
+    cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    shots: Annotated[int | None, typer.Option(min=2, help="Use only so many labels of every class.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
+    batch_size: BatchSize = None,
+    max_bad: MaxBad = 0.01,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best layer for labelled data, fit a classifier on it, save both as one, write a report."""
+    import spile
+
+    run = spile.transfer(
+        load(model, weights, input_size, device),
+        data,
+        out,
+        addresses=addresses or ["stages"],
+        rule=rule.value,
+        cv=cv,
+        shots=shots,
+        seeds=seeds,
+        batch_size=batch_size or "auto",
+        max_bad=max_bad,
+        progress=not quiet,
+        command=typed(),
+    )
+    show_run(run, as_json)
+
+
+def predict(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="What spile transfer wrote: run or run/model.")
+    ],
+    data: Data,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label new samples with a saved model; one line a sample: id, label, confidence."""
+    import spile
+
+    rows = []
+    for batch, labels, probabilities in spile.load(model, device=device).predict_batches(data):
+        none = [None] * len(labels)
+        confidence = none if probabilities is None else probabilities.max(axis=1).tolist()
+        for record, label, share in zip(batch.records, labels.tolist(), confidence, strict=True):
+            rows.append({"id": record.id, "label": label, "confidence": share})
+        rows += [{"id": bad.id, "label": None, "skipped": bad.reason} for bad in batch.skipped]
+    show(table_of(rows, "id", "label", "confidence", "skipped"), rows, as_json)
+    if not any("confidence" in row for row in rows):
+        raise SpileError(f"{data}: not one sample could be used")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("spile-demo"),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which layer of an ImageNet network reads handwriting best, from 5 labels a digit? Offline, a minute."""
+    import spile
+    from spile.data.demo import photographs
+
+    run = spile.transfer(
+        load("demo:efficientnet_lite0", None, 64, None),
+        "demo:mnist5k",
+        out,
+        shots=5,
+        seeds=5,
+        progress=not quiet,
+        title="Which layer of an ImageNet network reads handwriting?",
+        command=typed(),
+        show=photographs(),
+    )
+    show_run(run, as_json)

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python, a test compares the two
+    from spile import supervision as supervision
     from spile.errors import AddressError as AddressError
     from spile.errors import CaptureError as CaptureError
     from spile.errors import DataError as DataError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.errors import ProbeError as ProbeError
     from spile.errors import SpileError as SpileError
     from spile.errors import StoreError as StoreError
+    from spile.errors import SupervisionError as SupervisionError
     from spile.extraction import extract as extract
     from spile.models import load_model as load_model
     from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.probing import probe as probe
     from spile.probing import transfer as transfer
     from spile.store import open_store
+    from spile.supervising import supervise as supervise
     from spile.taps import Activations as Activations
     from spile.taps import layers as layers
     from spile.taps import tap as tap
@@ -47,15 +50,19 @@ _HOMES = {
         "ProbeError",
         "SpileError",
         "StoreError",
+        "SupervisionError",
     ),
     "spile.extraction": ("extract",),
     "spile.models": ("load_model",),
     "spile.preprocessing": ("ImagePreprocessing", "TextPreprocessing"),
     "spile.probing": ("load", "probe", "transfer"),
     "spile.store": ("open",),
+    "spile.supervising": ("supervise",),
     "spile.taps": ("Activations", "layers", "tap"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("supervision",)
+"""Packages of specs that need no import of their own: ``spile.supervision.Labels``."""
 _RENAMED = {"open": "open_store"}  # inside its module the name would hide the builtin
 
 __all__ = sorted(_HOME_OF)
@@ -63,6 +70,8 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
+    if name in _ROOMS:
+        return importlib.import_module(f"spile.{name}")
     if home is None:
         raise AttributeError(f"module 'spile' has no attribute {name!r}; there is {', '.join(__all__)}")
     value = getattr(importlib.import_module(home), _RENAMED.get(name, name))

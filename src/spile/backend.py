@@ -13,6 +13,7 @@ from spile.errors import ModelError
 from spile.observation import Observation
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
+from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
 
 Mode = Literal["eval", "as_is"]
 """``eval``: the pass runs in evaluation mode and puts the flags back; ``as_is``: as the caller left them."""
@@ -109,6 +110,54 @@ class Engine(Protocol):
         ...
 
 
+class Supervised(Protocol):
+    """A model with auxiliary heads; see `spile.supervise`."""
+
+    base: Any
+    """The model itself, not a copy."""
+    heads: Mapping[str, Any]
+    """By address, the shallowest first."""
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Where the heads read."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> SupervisedOutput:
+        """Run the whole model and its heads."""
+        ...
+
+    def loss(
+        self,
+        output: SupervisedOutput,
+        labels: Any,
+        *,
+        progress: Any,
+        ids: Any = None,
+        soft_labels: Any = None,
+    ) -> Loss:
+        """The weighted sum of all targets when the share `progress` of training is done."""
+        ...
+
+    def diagnose(self, inputs: Any, labels: Any, *, progress: float = 0.0) -> dict[str, dict[str, float]]:
+        """By layer with weights: gradient norm, share of each head in it, cosine between main and heads."""
+        ...
+
+    def strip(self) -> Any:
+        """Take the heads off and give the model back, the same object."""
+        ...
+
+    def certificate(self, inputs: Any) -> Certificate:
+        """Check that stripping leaves the model as it was."""
+        ...
+
+    def exits(
+        self, data: Any, *, accuracy: float | None = None, budget: float | None = None, holdout: float = 0.5
+    ) -> Any:
+        """A model that lets samples leave at the first head that is sure; `data` is (inputs, labels)."""
+        ...
+
+
 class Backend(Protocol):
     """What a framework must offer; implemented by the module ``spile.<framework>.backend``."""
 
@@ -148,6 +197,10 @@ class Backend(Protocol):
 
         With `dry` nothing is written: what is bound to fail, and can be told without running the tap, fails.
         """
+        ...
+
+    def supervise(self, model: Any, settings: Settings) -> Supervised:
+        """Put auxiliary heads on a model."""
         ...
 
     def weights_hash(self, model: Any) -> str:

@@ -42,6 +42,10 @@ class ProbeError(SpileError, ValueError):
     """A probe cannot be fitted: one class only, too few rows, an unknown estimator."""
 
 
+class SupervisionError(SpileError, ValueError):
+    """Auxiliary heads, their targets or weights do not fit the model, the task or each other."""
+
+
 class MissingDependency(SpileError, ImportError):  # noqa: N818 - says what is missing
     """An optional package is not installed; the message holds the line that installs it."""
 

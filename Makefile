@@ -7,11 +7,15 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint con
 
 KERAS_BACKENDS := tensorflow jax torch
 
+# Small models run faster on one thread each, so that every core can have a test of its own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
+
 # Keras has one backend a process; the first run that fails ends it.
 define on_each_keras_backend
 @set -e; for backend in $(KERAS_BACKENDS); do \
 	echo; echo "Keras on $$backend"; \
-	KERAS_BACKEND=$$backend $(BIN)/python -m pytest tests/keras $(1); \
+	KERAS_BACKEND=$$backend $(PYTEST) tests/keras $(1); \
 done
 endef
 
@@ -25,12 +29,12 @@ demo: $(VENV)/.demo ## Compare the layers of a real network on real images, and 
 	$(BIN)/spile demo --out spile-demo
 
 test: $(VENV)/.dev ## The tests that every change must pass (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest --ignore tests/keras -m "not zoo"
-	$(call on_each_keras_backend,-m "not zoo")
+	$(PYTEST) --ignore tests/keras -m "not zoo" $(PARALLEL)
+	$(call on_each_keras_backend,-m "not zoo" $(PARALLEL))
 
 test-zoo: $(VENV)/.dev ## The long matrices: many architectures, kill loops, soak
-	$(BIN)/python -m pytest --ignore tests/keras -m zoo --timeout 1800
-	$(call on_each_keras_backend,-m zoo --timeout 1800)
+	$(PYTEST) --ignore tests/keras -m zoo --timeout 1800 $(PARALLEL)
+	$(call on_each_keras_backend,-m zoo --timeout 1800 $(PARALLEL))
 
 lint: $(VENV)/.dev ## Style, types, and the direction of imports
 	$(BIN)/ruff check .

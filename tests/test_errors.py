@@ -22,6 +22,7 @@ def test_every_error_is_a_spile_error_and_also_the_builtin_that_fits() -> None:
         "StoreError": RuntimeError,
         "FingerprintMismatch": RuntimeError,
         "ProbeError": ValueError,
+        "SupervisionError": ValueError,
         "MissingDependency": ImportError,
         "SpileError": Exception,
     }

@@ -224,3 +224,41 @@ def test_padding_is_left_out_in_every_engine(name: str) -> None:
     values = numpy(whole(batch_))["head"]
     expected = [row[row_ids != 0].mean(0) for row, row_ids in zip(values, batch_, strict=True)]
     np.testing.assert_allclose(run(batch_)["head"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
+def test_a_second_extraction_uses_the_program_of_the_first() -> None:
+    """With new weights, of which the program holds none; what the layers' options say is compiled anew."""
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.layers.LeakyReLU(name="act")(keras.layers.Dense(2, name="dense")(x)))
+    tap = spile.tap(model, "act")
+    values = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    engine(tap)(values)
+    (first,) = tap.programs.values()
+    model.get_layer("dense").set_weights([np.ones((3, 2)), np.ones(2)])
+    found = engine(tap)(values)["act"]
+    assert list(tap.programs.values()) == [first]
+    np.testing.assert_allclose(found, numpy(tap(values))["act"], rtol=1e-5)
+    model.get_layer("act").negative_slope = 0.9
+    found = engine(tap)(values)["act"]
+    assert len(tap.programs) == 2
+    np.testing.assert_allclose(found, numpy(tap(values))["act"], rtol=1e-5)
+    tap.close()
+    assert not tap.programs
+
+
+@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
+def test_layers_that_may_not_tell_all_their_options_are_compiled_every_time() -> None:
+    class Shift(keras.layers.Layer):
+        by = 1.0
+
+        def call(self, x: Any) -> Any:
+            return x + self.by
+
+    x = keras.Input((3,))
+    shift = Shift(name="shift")
+    tap = spile.tap(keras.Model(x, shift(x)), "shift")
+    values = np.zeros((2, 3), "float32")
+    assert engine(tap)(values)["shift"].max() == 1
+    shift.by = 2.0
+    assert engine(tap)(values)["shift"].max() == 2

@@ -11,9 +11,11 @@ import numpy as np
 from spile.backend import EngineName, Precision
 from spile.errors import ModelError
 from spile.keras.images import is_images, normalised
-from spile.keras.runtime import runtime
+from spile.keras.names import names_of
+from spile.keras.runtime import Compiled, runtime
 from spile.keras.taps import Tap
 from spile.keras.trees import called_with, is_array, is_tensor, tensor_of, transform
+from spile.keras.weights import architecture_hash
 from spile.preprocessing import ImagePreprocessing
 
 _Arrays = dict[str, np.ndarray[Any, Any]]
@@ -48,7 +50,7 @@ class CompiledEngine:
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
         self._tap = tap
         self._preprocessing = preprocessing
-        self._run = runtime().compiled(self._body, tap.model.variables)
+        self._run = _program(tap, preprocessing)
         self._batched = {point.name for point in tap.points if point.layout is not None}
         self._rows = 0
 
@@ -64,11 +66,29 @@ class CompiledEngine:
         found = self._run(filled if missing else arrays)
         return {name: value[:rows] if name in self._batched else value for name, value in found.items()}
 
-    def _body(self, state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
-        images = self._preprocessing
-        if images is not None and is_images(inputs):
-            inputs = normalised(inputs, images)
-        return self._tap.run(called_with(self._tap.model, (inputs,), {}), state)
+
+def _program(tap: Tap, preprocessing: ImagePreprocessing | None) -> Compiled:
+    """The compiled pass: that of an earlier extraction with this tap where it is sure to be the same one.
+
+    Weights are read when it runs. All else is fixed when it is traced, so the layers must be as they were;
+    only Keras' own layers tell all of that in their configuration.
+    """
+
+    def body(state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
+        if preprocessing is not None and is_images(inputs):
+            inputs = normalised(inputs, preprocessing)
+        return tap.run(called_with(tap.model, (inputs,), {}), state)
+
+    def compiled() -> Compiled:
+        return runtime().compiled(body, tap.model.variables)
+
+    own = all(type(layer).__module__.startswith("keras.") for layer in names_of(tap.model))
+    if tap.mode != "eval" or not own:
+        return compiled()
+    key = preprocessing, architecture_hash(tap.model)
+    if key not in tap.programs:
+        tap.programs[key] = compiled()
+    return tap.programs[key]
 
 
 def checked(inputs: Any, preprocessing: ImagePreprocessing | None) -> Any:

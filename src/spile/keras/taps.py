@@ -59,6 +59,8 @@ class Tap:
         self._names: dict[keras.Model, dict[keras.Layer, str]] = {}
         self.traceable = True
         """Which layers run does not depend on the values of the inputs, so that the pass can be compiled."""
+        self.programs: dict[Any, Any] = {}
+        """What `spile.keras.engines` compiled of this tap, for the next extraction."""
         self._closed = False
         declared = declared_inputs(model)
         sizes = [size for t in keras.tree.flatten(declared) if t is not None for size in t.shape[1:]]
@@ -112,6 +114,7 @@ class Tap:
     def close(self) -> None:
         """Let go of the model. The tap cannot be used afterwards; closing twice is fine."""
         self._cut = None
+        self.programs.clear()
         self._closed = True
 
     def __enter__(self) -> Self:

@@ -34,7 +34,7 @@ def weights_hash(model: keras.Model) -> str:
     for key, variable in sorted(_variables(model).items()):
         value = _value(variable)
         digest.update(f"{key}\0{value.dtype.name}\0{value.shape}\0".encode())
-        digest.update(value.tobytes())
+        digest.update(value.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -115,11 +115,11 @@ def test_type_checkers_see_the_names_that_python_loads() -> None:
             renamed[target.id] = value.id  # type: ignore[attr-defined]
     seen |= {name: seen.pop(original) for name, original in renamed.items()}
     assert seen == spile._HOME_OF | dict.fromkeys(spile._ROOMS, "spile")
+    assert renamed == spile._RENAMED
 
 
 def test_packages_of_specs_need_no_import_of_their_own() -> None:
     assert fresh("import spile; print(spile.supervision.Constant(0.3).total)") == "0.3\n"
-    assert renamed == spile._RENAMED
 
 
 # ----------------------------------------------------------------------------------------- inventory

@@ -88,7 +88,8 @@ def _program(tap: Tap, preprocessing: ImagePreprocessing | None) -> Compiled:
     key = preprocessing, architecture_hash(tap.model)
     if key not in tap.programs:
         tap.programs[key] = compiled()
-    return tap.programs[key]
+    program: Compiled = tap.programs[key]
+    return program
 
 
 def checked(inputs: Any, preprocessing: ImagePreprocessing | None) -> Any:

@@ -51,8 +51,9 @@ class Exported:
     """What `Backend.export` wrote into its folder, and which tap of it gives the same features."""
 
     file: str
-    address: str
-    pool: str
+    addresses: tuple[str, ...]
+    """One a point of the tap, in its order; likewise `pools`."""
+    pools: tuple[str, ...]
 
 
 class Tap(Protocol):
@@ -144,7 +145,7 @@ class Backend(Protocol):
         ...
 
     def export(self, tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Exported:
-        """Save a tap with one point as a file that does not need the model's Python.
+        """Save a tap as a file that does not need the model's Python.
 
         With `dry` nothing is written: what is bound to fail, and can be told without running the tap, fails.
         """

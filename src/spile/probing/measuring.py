@@ -77,8 +77,8 @@ def held_out_scores(
         result = results[index]
         for row in (row for row in result.table if row.points):
             fit = result.fit() if row is result.best else result.fit(row.points)
-            found = _measure(store, results, splits, row.points, {index: fit})
-            scores[index].update({row.point: score for score in found.values()})
+            for score in _measure(store, results, splits, row.points, {index: fit}).values():
+                scores[index][row.point] = score
         models[index] = scores[index].get(result.best.point)
         if head is not None:
             own = {index: result.fit(estimator=head)}

@@ -92,8 +92,8 @@ class Scorer:
         from sklearn.metrics import average_precision_score, roc_auc_score
 
         function = roc_auc_score if self.name == "roc_auc" else average_precision_score
-        truth = y > 0 if y.ndim == 2 else _membership(y, classes)
-        both = truth.any(axis=0) & ~truth.all(axis=0)
+        truth: Array = y > 0 if y.ndim == 2 else _membership(y, classes)
+        both: Array = truth.any(axis=0) & ~truth.all(axis=0)
         if scores.shape[1] == 2 and y.ndim == 1:
             both[0] = False
         found = [function(truth[:, column], scores[:, column]) for column in np.flatnonzero(both)]

@@ -53,14 +53,17 @@ def few_samples(loaded: LoadedModel, source: Source | Stream) -> Batch:
 
 
 def example_of(loaded: LoadedModel, few: Batch) -> Any:
+    """The batch as the model takes it."""
     return backend_of(loaded.model).example(few.inputs, preprocessing=images_of(loaded), model=loaded.model)
 
 
 def images_of(loaded: LoadedModel) -> ImagePreprocessing | None:
+    """What the model wants done to images; ``None`` where it takes none."""
     return loaded.preprocessing if isinstance(loaded.preprocessing, ImagePreprocessing) else None
 
 
 def make_folder(out: str | os.PathLike[str]) -> Path:
+    """The run's folder, made if need be. Raises `StoreError` where that cannot be."""
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

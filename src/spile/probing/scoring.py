@@ -190,7 +190,7 @@ def _widened(fit: RidgeFit, parts: Sequence[Array], bands: Array) -> RidgeFit:
 
 
 class _Collected:
-    """Answers for rows that a fit had not seen, the score of each fold, and the first repeat's predictions."""
+    """Answers for rows that a fit had not seen, scores by fold, and the first repeat's predictions."""
 
     def __init__(self, task: Task) -> None:
         self.scores: list[float] = []

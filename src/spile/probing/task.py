@@ -99,7 +99,7 @@ class Task:
     """For each fold of the first repeat, the (repeats, m) folds of its training rows; or empty."""
 
     def inside(self, fold: int) -> Task:
-        """The same question asked of the training rows of one fold of the first repeat, with its own folds."""
+        """The same asked of the training rows of one fold of the first repeat, with folds of their own."""
         train = np.flatnonzero(self.folds[0] != fold)
         return replace(self, rows=self.rows[train], y=self.y[train], folds=self.inner[fold], inner=())
 

@@ -109,7 +109,7 @@ def transfer(
             scikit-learn estimator.
         head: what is fitted on the chosen layer and saved; by default `estimator`.
         calibrate: map the probabilities of a head other than ridge, whose are calibrated always.
-        combine: see `spile.probe`; likewise `rule`, `metric`, `nested`, `max_macs`, `max_params`, `max_bytes`.
+        combine: see `spile.probe`, as for `rule`, `metric`, `nested` and the limits.
         rule: how the layer is chosen.
         metric: what scores are.
         cv: folds.

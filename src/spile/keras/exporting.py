@@ -52,14 +52,19 @@ def _save(network: keras.Model, path: Path) -> None:
     try:
         network.save(path)
     except OSError as error:
-        raise ModelError(f"the model cannot be saved to {path}: {_brief(error)}") from error
+        raise ModelError(f"the model cannot be saved to {path}: {first_sentence(error)}") from error
     except Exception as error:  # as above
         raise _unsaveable(network, error) from error
 
 
+def read_back(path: Path) -> keras.Model:
+    """The model in a file, in Keras' safe mode."""
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
 def _read(path: Path, network: keras.Model) -> keras.Model:
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return read_back(path)
     except Exception as error:  # as above
         raise _unsaveable(network, error) from error
 
@@ -90,12 +95,12 @@ def _compare(tap: Tap, read: keras.Model, exported: Exported, example: Any) -> N
 def _unsaveable(network: keras.Model, error: Exception) -> ModelError:
     return ModelError(
         f"{type(network).__name__} cannot be saved so that it loads without running code from the file "
-        f"({_brief(error)}): decorate your own classes and functions with "
+        f"({first_sentence(error)}): decorate your own classes and functions with "
         "@keras.saving.register_keras_serializable(), give layers with options a get_config(), put such a "
         "layer in the place of a Lambda, and import their module before spile.load(...)"
     )
 
 
-def _brief(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """The first sentence of Keras' messages, which go on to print whole configurations."""
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__

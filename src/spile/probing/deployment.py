@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from spile.preprocessing import ImagePreprocessing, Preprocessing, from_json
 from spile.probing.features import joined
 from spile.probing.ridge import RidgeFit
 from spile.taps import tap as make_tap
+
+if TYPE_CHECKING:
+    from spile.probing.exporting import Export
 
 Array = npt.NDArray[Any]
 
@@ -87,6 +90,22 @@ class Deployed:
     def batch_features(self, batch: Batch) -> Array:
         """The same as `features` for one batch that is read already."""
         return _features(self._engine(), batch)
+
+    def export(self, folder: str | Path, data: Any, *, formats: str | Sequence[str] = "all") -> Export:
+        """Write network, pools, scaler and head as one model that needs no spile, and verify it.
+
+        Formats: ``"pt2"``, ``"onnx"`` and ``"openvino"`` of a PyTorch model, ``"keras"`` of a Keras model.
+        The input is what the preprocessing gives: uint8 images of the model's input size are normalised
+        inside; resizing is described in ``model.json``, which also holds the labels. The first output is the
+        scores (n, c). Every file is run on up to 32 samples of `data` and compared with this pipeline.
+
+        Raises `ModelError` for a head that is not linear or a model that cannot be converted,
+        `MissingDependency` for a format whose package is missing, and `CaptureError` where a file gives
+        other scores (by more than 1e-4) or labels.
+        """
+        from spile.probing.exporting import export
+
+        return export(self, folder, data, formats=formats)
 
     @property
     def _has_probabilities(self) -> bool:

@@ -93,7 +93,7 @@ class Scorer:
 
         function = roc_auc_score if self.name == "roc_auc" else average_precision_score
         truth: Array = y > 0 if y.ndim == 2 else _membership(y, classes)
-        both: Array = truth.any(axis=0) & ~truth.all(axis=0)
+        both = np.asarray(truth.any(axis=0) & ~truth.all(axis=0))
         if scores.shape[1] == 2 and y.ndim == 1:
             both[0] = False
         found = [function(truth[:, column], scores[:, column]) for column in np.flatnonzero(both)]

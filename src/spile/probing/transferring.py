@@ -17,6 +17,7 @@ from spile.models import as_loaded
 from spile.preprocessing import Preprocessing
 from spile.probing import deployment
 from spile.probing.combining import Combine
+from spile.probing.exporting import Export
 from spile.probing.heads import check_name
 from spile.probing.measuring import CurvePoint, curve_of, held_out_scores, mean_scores
 from spile.probing.metrics import Metric
@@ -48,6 +49,12 @@ class TransferRun:
     """The same for each number of labels a class, where several were asked for."""
     seeds: int
     report: Path
+
+    def export(
+        self, folder: str | os.PathLike[str], data: Any, *, formats: str | Sequence[str] = "all"
+    ) -> Export:
+        """The chosen model as one file a format, verified on `data`: see `Deployed.export`."""
+        return self.model.export(Path(folder), data, formats=formats)
 
     def __str__(self) -> str:
         best = self.result.best

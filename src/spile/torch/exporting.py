@@ -51,7 +51,8 @@ def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for _, tensor in tensors(inputs):
         # The number of samples must stay free; whether the length of texts may vary, PyTorch finds out.
-        lengths = () if tensor.is_floating_point() else range(1, tensor.ndim)
+        fixed = tensor.is_floating_point() or tensor.dtype == torch.uint8  # pixels
+        lengths = () if fixed else range(1, tensor.ndim)
         shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
     try:
         with torch.no_grad(), _evaluating(tap.model), warnings.catch_warnings():

@@ -23,7 +23,7 @@ _PARTS = 4
 _STEPS = 40
 _RANGE = 14.0
 """Log weights stay this near to where they start: a factor of a million either way."""
-NEGLIGIBLE = 1e-3
+NEGLIGIBLE = 1e-2
 """A layer with a smaller share of the total weight is left out."""
 
 

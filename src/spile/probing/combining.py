@@ -58,14 +58,12 @@ def _greedy(
     The gain is paired by fold, and its standard error is `mean_and_error`'s.
     """
     best = max(singles, key=lambda scored: float(np.mean(scored.evaluation.fold_scores)))
+    order = [single.candidate.points[0] for single in singles]
     steps: list[Scored] = []
     while len(best.candidate.points) < MOST_POINTS:
-        others = [
-            s.candidate.points[0] for s in singles if s.candidate.points[0] not in best.candidate.points
-        ]
         tried = [
             Scored(candidate, evaluate(features, candidate, task))
-            for candidate in _promising(features, best, others, task, widths)
+            for candidate in _promising(features, best, order, task, widths)
         ]
         if not tried:
             break
@@ -80,10 +78,15 @@ def _greedy(
 
 
 def _promising(
-    features: Features, best: Scored, others: Sequence[str], task: Task, widths: Mapping[str, int]
+    features: Features, best: Scored, order: Sequence[str], task: Task, widths: Mapping[str, int]
 ) -> list[Candidate]:
     """The extensions of the best candidate to evaluate in full: all, or those that a quick score favours."""
-    candidates = [best.candidate + point for point in others]
+    chosen = best.candidate.points
+    candidates = [
+        Candidate(tuple(point for point in order if point in chosen or point == added))
+        for added in order
+        if added not in chosen
+    ]
     if task.streams:
         candidates = [c for c in candidates if sum(widths[p] for p in c.points) <= STREAM_FEATURES]
     alpha = best.evaluation.alpha

@@ -33,9 +33,6 @@ class Candidate:
     banded: bool = False
     """Each point has its own penalty, chosen on the training rows of each fit."""
 
-    def __add__(self, point: str) -> Candidate:
-        return Candidate((*self.points, point), self.banded)
-
 
 class Features:
     """Reads the features of candidates for the rows of a task, each column once if memory allows."""

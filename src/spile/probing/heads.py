@@ -66,9 +66,9 @@ def fit_head(estimator: Any, X: Array, y: Array, *, kind: Kind, calibrate: bool 
     if grid and parts > 1:
         model = _chosen(model, grid, Z, y, parts)
     if kind == "multilabel":
-        from sklearn.multioutput import MultiOutputClassifier
+        from sklearn.multiclass import OneVsRestClassifier
 
-        model = MultiOutputClassifier(model)
+        model = OneVsRestClassifier(model)
     elif calibrate and kind == "classes" and parts > 1:
         from sklearn.calibration import CalibratedClassifierCV
 
@@ -110,7 +110,11 @@ def _build(name: str, kind: Kind, width: int) -> tuple[Any, dict[str, Any]]:
     if name == "svm":
         return (svm.SVR() if numbers else svm.SVC()), kernel
     if name == "linear_svm":
-        made = svm.LinearSVR(dual="auto") if numbers else svm.LinearSVC(dual="auto")
+        made = (
+            svm.LinearSVR(loss="squared_epsilon_insensitive", dual="auto")
+            if numbers
+            else svm.LinearSVC(dual="auto")
+        )
         return made.set_params(max_iter=5000), linear
     if name == "logistic":
         return linear_model.LogisticRegression(max_iter=1000), linear

@@ -25,12 +25,12 @@ from spile.errors import ProbeError
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
-RELATIVE_ALPHAS: Float = np.logspace(-9, 1, 21)
+RELATIVE_ALPHAS: Float = np.logspace(-10, 2, 25)
 """The penalties that are tried, as multiples of the total scatter of the standardised training rows.
 
 That scatter is the number of rows times the number of features that vary. Relative, so that one grid serves
 every layer width and sample size: the low end is least squares, the high end shrinks every direction at least
-tenfold.
+a hundredfold.
 """
 
 
@@ -68,7 +68,7 @@ class RidgeFit:
         if self.classes is None:
             return values
         if self.multilabel:
-            return (values.reshape(len(X), -1) > 0).astype(np.intp)
+            return (values.reshape(len(X), self.coef.shape[1]) > 0).astype(np.intp)
         columns = (values > 0).astype(np.intp) if values.ndim == 1 else values.argmax(axis=1)
         labels: Array = self.classes[columns]
         return labels
@@ -80,7 +80,7 @@ class RidgeFit:
         """
         if self.classes is None:
             raise ProbeError("predict_proba needs classes, and this is a regression. Type: fit.predict(X)")
-        values = self.decision_function(X).reshape(len(X), -1)
+        values = self.decision_function(X).reshape(len(X), self.coef.shape[1])
         return probabilities(values, self.temperature or 1.0, multilabel=self.multilabel)
 
 

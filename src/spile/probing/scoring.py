@@ -275,6 +275,6 @@ def _calibrated(
     for at, X in features.stream(candidate, chosen):
         for fold, model in enumerate(models):
             mine = np.flatnonzero(held_out[at] == fold)
-            values[at.start + mine] = model.decision_function(X[mine]).reshape(len(mine), -1)
+            values[at.start + mine] = model.decision_function(X[mine]).reshape(len(mine), values.shape[1])
     T = targets(task.y[::step], task.codes)
     return replace(fit, temperature=find_temperature(values, T, multilabel=fit.multilabel))

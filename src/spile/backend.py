@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
 
 from spile.errors import ModelError
+from spile.linear import LinearHead
 from spile.observation import Observation
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
@@ -52,8 +53,9 @@ class Exported:
     """What `Backend.export` wrote into its folder, and which tap of it gives the same features."""
 
     file: str
-    address: str
-    pool: str
+    addresses: tuple[str, ...]
+    """One a point of the tap, in its order; likewise `pools`."""
+    pools: tuple[str, ...]
 
 
 class Tap(Protocol):
@@ -95,6 +97,10 @@ class Tap(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+Runner = Callable[[Any], Any]
+"""Runs an exported model: `spile.data.Batch.inputs` in, scores (n, c) out."""
 
 
 class Engine(Protocol):
@@ -193,7 +199,7 @@ class Backend(Protocol):
         ...
 
     def export(self, tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Exported:
-        """Save a tap with one point as a file that does not need the model's Python.
+        """Save a tap as a file that does not need the model's Python.
 
         With `dry` nothing is written: what is bound to fail, and can be told without running the tap, fails.
         """
@@ -201,6 +207,27 @@ class Backend(Protocol):
 
     def supervise(self, model: Any, settings: Settings) -> Supervised:
         """Put auxiliary heads on a model."""
+        ...
+
+    FORMATS: Mapping[str, str]
+    """The formats of `save_whole`, and the name of each file."""
+
+    def save_whole(
+        self,
+        tap: Tap,
+        head: LinearHead,
+        inputs: Any,
+        folder: Path,
+        formats: tuple[str, ...],
+        *,
+        images: ImagePreprocessing | None,
+        about: Mapping[str, Any],
+    ) -> dict[str, Path]:
+        """Save a tap and a head as one model that needs neither spile nor the model's Python."""
+        ...
+
+    def open_whole(self, path: Path, name: str) -> Runner:
+        """Open what `save_whole` wrote in the format `name`."""
         ...
 
     def weights_hash(self, model: Any) -> str:

@@ -100,7 +100,7 @@ def exported(model: keras.Model, at: str, folder: Path, pool: str = "auto") -> t
     tap = Tap(model, at, pool=pool, example=X)
     made = export_tap(tap, X[:2], folder)
     again = keras.saving.load_model(folder / made.file, compile=False)
-    (found,) = Tap(again, made.address, pool=made.pool, example=X)(X).values()
+    (found,) = Tap(again, made.addresses[0], pool=made.pools[0], example=X)(X).values()
     (expected,) = tap(X).values()
     np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (found, expected)), rtol=1e-4, atol=1e-5)
     return made, again
@@ -119,7 +119,7 @@ def exported(model: keras.Model, at: str, folder: Path, pool: str = "auto") -> t
 def test_a_graph_is_cut_and_nothing_past_the_point_is_saved(at: str, held: set[str], tmp_path: Path) -> None:
     made, again = exported(functional(), at, tmp_path)
 
-    assert made.file == "network.keras" and made.address == at
+    assert made.file == "network.keras" and made.addresses == (at,)
     assert {layer.name for layer in again.layers if not isinstance(layer, layers.InputLayer)} == held
     assert ((tmp_path / made.file).stat().st_size < 250_000) == ("late" not in held)
     assert [path.name for path in tmp_path.iterdir()] == ["network.keras"]
@@ -128,7 +128,7 @@ def test_a_graph_is_cut_and_nothing_past_the_point_is_saved(at: str, held: set[s
 @pytest.mark.parametrize("pool", ["none", "avg", "grid:2", "flatten"])
 def test_the_pool_goes_along_by_name(pool: str, tmp_path: Path) -> None:
     made, _ = exported(functional(), "body", tmp_path, pool)
-    assert made.pool == pool
+    assert made.pools == (pool,)
 
 
 def test_sequential(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_sequential(tmp_path: Path) -> None:
 
 def test_a_registered_subclass_is_saved_whole(tmp_path: Path) -> None:
     made, again = exported(net(), "blocks/0", tmp_path)
-    assert made.address == "blocks/0" and isinstance(again, Net)
+    assert made.addresses == ("blocks/0",) and isinstance(again, Net)
 
 
 def test_the_optimizer_stays_behind_and_the_model_as_it_was(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_a_folder_may_not_name_code_or_files_elsewhere(
     [
         ("model.json", "[1]", "is broken"),
         ("model.json", "{", "is broken"),
-        ("model.json", '{"format": 99}', "has format 99; this spile reads 1"),
-        ("model.json", '{"format": 1}', "no address, alpha, classes"),
+        ("model.json", '{"format": 99}', "has format 99; this spile reads 2"),
+        ("model.json", '{"format": 2}', "no classes, points, preprocessing"),
         ("head.safetensors", "", "cannot be read"),
         ("network.pt2", "", "not an exported program"),
     ],

@@ -11,6 +11,7 @@ from sklearn.svm import SVC
 
 from spile.errors import MissingDependency, ProbeError
 from spile.probing import RidgeFit, probe, scoring, search, task
+from spile.probing.features import Candidate, Features
 from spile.probing.result import ProbeRow, choose, pareto
 
 RNG = np.random.default_rng(3)
@@ -97,8 +98,11 @@ def test_choosing_inside_a_fold_does_not_see_its_held_out_rows(make_store, layer
     plan = probe(store)._task
     for fold in range(5):
         wild = np.where((plan.folds[0] == fold)[:, None], points["late"] * -1e4 + 99, points["late"])
-        before = scoring.evaluate(store["late"], plan, point="late").inner
-        after = scoring.evaluate(make_store({"late": wild}, y)["late"], plan, point="late").inner
+        one = Candidate(("late",))
+        before, after = (
+            [scoring.evaluate(Features(s, plan), one, plan.inside(k)).fold_scores for k in range(5)]
+            for s in (store, make_store({"late": wild}, y))
+        )
         assert before[fold] == after[fold]
         assert before != after
 
@@ -379,10 +383,13 @@ def test_any_point_can_be_fitted(make_store, layers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"estimator": "rigde"}, "unknown estimator 'rigde'. Type: estimator='ridge'"),
+        ({"estimator": "rigde"}, "unknown estimator 'rigde'. Allowed: 'ridge', .* Type: estimator='ridge'"),
         ({"estimator": SVC}, "unknown estimator .*SVC"),
-        ({"estimator": Ridge()}, "needs a classifier, not Ridge"),
-        ({"combine": "concat"}, "unknown combine 'concat'. Allowed: 'single'. Type: combine='single'"),
+        ({"estimator": Ridge()}, "need a classifier, not Ridge"),
+        (
+            {"combine": "concat"},
+            "unknown combine 'concat'. Allowed: 'single', 'greedy', 'banded'. Type: combine=",
+        ),
         ({"rule": "1s"}, "unknown rule '1s'. Allowed: 'best', '1se'. Type: rule='1se'"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'. .* Type: metric='accuracy'"),
         ({"metric": "r2"}, None),

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from spile.cli import extracting, looking, transferring
+from spile.cli import exporting, extracting, looking, transferring
 from spile.errors import SpileError
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ _COMMANDS = (
     (transferring.probe, "spile probe feats.lance --rule 1se"),
     (transferring.transfer, "spile transfer photos/ -m timm:resnet50 -o run --shots 10 --seeds 5"),
     (transferring.predict, "spile predict run/model new-photos/"),
+    (exporting.export, "spile export run photos/ --formats onnx"),
     (looking.report, "spile report run"),
     (looking.doctor, "spile doctor --json"),
 )

@@ -21,6 +21,26 @@ class Rule(StrEnum):
     one_standard_error = "1se"
 
 
+class Combine(StrEnum):
+    """Whether layers are combined."""
+
+    single = "single"
+    greedy = "greedy"
+    banded = "banded"
+
+
+class Head(StrEnum):
+    """What is fitted on the features."""
+
+    ridge = "ridge"
+    svm = "svm"
+    linear_svm = "linear_svm"
+    logistic = "logistic"
+    knn = "knn"
+    lda = "lda"
+    hist_gradient_boosting = "hist_gradient_boosting"
+
+
 class Dtype(StrEnum):
     """What a store holds."""
 
@@ -68,8 +88,30 @@ Layers = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples a batch.")]
 RuleName = Annotated[Rule, typer.Option(help="The best layer, or the cheapest within one standard error.")]
+CombineName = Annotated[
+    Combine, typer.Option(help="One layer, layers added while they help, or all with a penalty each.")
+]
+MetricName = Annotated[
+    str, typer.Option(help="auto, accuracy, balanced_accuracy, roc_auc, neg_log_loss or r2.")
+]
+MaxMacs = Annotated[int | None, typer.Option(min=1, help="Most multiply-accumulates a sample.")]
+MaxParams = Annotated[int | None, typer.Option(min=1, help="Most parameters.")]
+MaxBytes = Annotated[int | None, typer.Option(min=1, help="Most bytes of float32 weights.")]
 MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def numbers(text: str | None) -> tuple[int, ...] | None:
+    """Whole numbers separated by commas. Raises a usage error for anything else."""
+    if text is None:
+        return None
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers: write 5,10,50") from None
+    if min(found) < 2:
+        raise typer.BadParameter(f"{min(found)} labels a class are too few to cross-validate: 2 or more")
+    return found
 
 
 def load(model: str, weights: Path | None, input_size: int | None, device: str | None) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def show_run(run: Any, as_json: bool) -> None:
     about = {
         "test_score": run.test_score,
         "held_out": dict(run.means),
+        "curve": [asdict(point) for point in run.curve],
         "model": str(run.path / "model"),
         "report": str(run.report),
     }

@@ -10,17 +10,25 @@ import typer
 from spile.cli.options import (
     AsJson,
     BatchSize,
+    Combine,
+    CombineName,
     Data,
     Device,
+    Head,
     InputSize,
     Layers,
     MaxBad,
+    MaxBytes,
+    MaxMacs,
+    MaxParams,
+    MetricName,
     ModelName,
     Quiet,
     Rule,
     RuleName,
     Weights,
     load,
+    numbers,
     typed,
 )
 from spile.cli.showing import show, show_run, table_of
@@ -30,14 +38,33 @@ from spile.errors import SpileError
 def probe(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="What spile extract wrote.")],
     rule: RuleName = Rule.best,
+    combine: CombineName = Combine.single,
+    estimator: Annotated[Head, typer.Option(help="What the layers are compared with.")] = Head.ridge,
+    metric: MetricName = "auto",
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_bytes: MaxBytes = None,
+    control: Annotated[bool, typer.Option("--control", help="Search with shuffled labels too.")] = False,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score every point of a store by cross-validation with a ridge classifier, and name the one to use."""
+    """Score every point of a store by cross-validation, and name the one, or the combination, to use."""
     import spile
 
-    result = spile.probe(spile.open(store), rule=rule.value, cv=cv, seed=seed)
+    result = spile.probe(
+        spile.open(store),
+        rule=rule.value,
+        combine=combine.value,
+        estimator=estimator.value,
+        metric=metric,
+        max_macs=max_macs,
+        max_params=max_params,
+        max_bytes=max_bytes,
+        control=control,
+        cv=cv,
+        seed=seed,
+    )
     show(result, result.to_json(), as_json)
 
 
@@ -47,8 +74,17 @@ def transfer(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("run"),
     addresses: Layers = None,
     rule: RuleName = Rule.best,
+    combine: CombineName = Combine.single,
+    head: Annotated[Head | None, typer.Option(help="Fitted on what was chosen. Default: ridge.")] = None,
+    calibrate: Annotated[bool, typer.Option(help="Honest probabilities of a head other than ridge.")] = False,
+    metric: MetricName = "auto",
+    max_macs: MaxMacs = None,
+    max_params: MaxParams = None,
+    max_bytes: MaxBytes = None,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
-    shots: Annotated[int | None, typer.Option(min=2, help="Use only so many labels of every class.")] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Use only so many labels of every class; 5,10,50 gives a curve.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
     batch_size: BatchSize = None,
     max_bad: MaxBad = 0.01,
@@ -67,8 +103,15 @@ def transfer(
         out,
         addresses=addresses or ["stages"],
         rule=rule.value,
+        combine=combine.value,
+        head=None if head is None else head.value,
+        calibrate=calibrate,
+        metric=metric,
+        max_macs=max_macs,
+        max_params=max_params,
+        max_bytes=max_bytes,
         cv=cv,
-        shots=shots,
+        shots=numbers(shots),
         seeds=seeds,
         batch_size=batch_size or "auto",
         max_bad=max_bad,

@@ -17,17 +17,21 @@ from spile.keras.observing import observe
 from spile.keras.runtime import runtime
 from spile.keras.taps import Tap
 from spile.keras.weights import architecture_hash, load_weights, weights_hash
+from spile.keras.whole import FORMATS, open_whole, save_whole
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
 
 __all__ = [
+    "FORMATS",
     "architecture_hash",
     "engine",
     "example",
     "export",
     "load_reached",
     "observe",
+    "open_whole",
     "save_reached",
+    "save_whole",
     "tap",
     "versions",
     "weights_hash",

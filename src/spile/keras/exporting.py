@@ -19,7 +19,7 @@ _TOLERANCE = 1e-5
 
 
 def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Exported:
-    """Save the model of a tap with one point, cut to what the point needs where it is Functional.
+    """Save the model of a tap, cut to what its points need where it is Functional.
 
     The file is read back in Keras' safe mode, which runs no code from it, and compared on `example`, a batch
     as the model takes it. With `dry` nothing is written, and the tap may have any number of points: the
@@ -29,13 +29,13 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
     network = tap.pruned()
     if dry:
         _rebuild(network)
-        return Exported(FILE, "", "")
-    (point,) = tap.points
+        return Exported(FILE, (), ())
     _save(network, folder / FILE)
     if getattr(network, "compiled", False):
         # The optimizer and the losses were saved too; the model that is read back has none.
         _save(_read(folder / FILE, network), folder / FILE)
-    exported = Exported(FILE, point.address, str(point.pool))
+    addresses, pools = zip(*((point.address, str(point.pool)) for point in tap.points), strict=True)
+    exported = Exported(FILE, addresses, pools)
     _compare(tap, _read(folder / FILE, network), exported, example)
     return exported
 
@@ -52,47 +52,55 @@ def _save(network: keras.Model, path: Path) -> None:
     try:
         network.save(path)
     except OSError as error:
-        raise ModelError(f"the model cannot be saved to {path}: {_brief(error)}") from error
+        raise ModelError(f"the model cannot be saved to {path}: {first_sentence(error)}") from error
     except Exception as error:  # as above
         raise _unsaveable(network, error) from error
 
 
+def read_back(path: Path) -> keras.Model:
+    """The model in a file, in Keras' safe mode."""
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
 def _read(path: Path, network: keras.Model) -> keras.Model:
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return read_back(path)
     except Exception as error:  # as above
         raise _unsaveable(network, error) from error
 
 
 def _compare(tap: Tap, read: keras.Model, exported: Exported, example: Any) -> None:
-    (expected,) = tap(example).values()
-    pool = None if exported.pool == "none" else exported.pool
+    wanted = dict(zip((point.name for point in tap.points), exported.addresses, strict=True))
+    pools = {
+        name: None if pool == "none" else pool for name, pool in zip(wanted, exported.pools, strict=True)
+    }
     try:
-        with closing(Tap(read, exported.address, pool=pool, example=example)) as again:
-            (found,) = again(example).values()
+        with closing(Tap(read, wanted, pool=pools, example=example)) as again:
+            found = again(example)
     except (AddressError, PoolError, CaptureError) as error:
         raise ModelError(
-            f"{type(tap.model).__name__} was saved, but what is read back has no {exported.address!r} as it "
+            f"{type(tap.model).__name__} was saved, but what is read back has no {', '.join(wanted)} as it "
             f"was measured ({error}): pass a reference such as 'keras:ResNet50' in place of the model object"
         ) from error
-    before, after = (keras.ops.convert_to_numpy(value) for value in (expected, found))
-    largest = max(1.0, float(np.abs(before).max(initial=0.0)))
-    if before.shape != after.shape or not np.allclose(before, after, rtol=0, atol=_TOLERANCE * largest):
-        raise ModelError(
-            f"{type(tap.model).__name__} gives other values at {exported.address!r} after it was saved and "
-            "read back: does a layer hold state outside its weights, or leave options out of get_config()?"
-        )
+    for name, value in tap(example).items():
+        before, after = (keras.ops.convert_to_numpy(tensor) for tensor in (value, found[name]))
+        largest = max(1.0, float(np.abs(before).max(initial=0.0)))
+        if before.shape != after.shape or not np.allclose(before, after, rtol=0, atol=_TOLERANCE * largest):
+            raise ModelError(
+                f"{type(tap.model).__name__} gives other values at {name!r} after it was saved and read "
+                "back: does a layer hold state outside its weights, or leave options out of get_config()?"
+            )
 
 
 def _unsaveable(network: keras.Model, error: Exception) -> ModelError:
     return ModelError(
         f"{type(network).__name__} cannot be saved so that it loads without running code from the file "
-        f"({_brief(error)}): decorate your own classes and functions with "
+        f"({first_sentence(error)}): decorate your own classes and functions with "
         "@keras.saving.register_keras_serializable(), give layers with options a get_config(), put such a "
         "layer in the place of a Lambda, and import their module before spile.load(...)"
     )
 
 
-def _brief(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """The first sentence of Keras' messages, which go on to print whole configurations."""
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__

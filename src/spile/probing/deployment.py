@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,16 @@ from spile.data import Batch, batches, open_source
 from spile.errors import DataError, ModelError
 from spile.models import LoadedModel, load_model, parse
 from spile.preprocessing import ImagePreprocessing, Preprocessing, from_json
+from spile.probing.features import joined
 from spile.probing.ridge import RidgeFit
 from spile.taps import tap as make_tap
 
+if TYPE_CHECKING:
+    from spile.probing.exporting import Export
+
 Array = npt.NDArray[Any]
 
-FORMAT = 1
+FORMAT = 2
 _DESCRIPTION, _WEIGHTS, _CONFIG = "model.json", "network.safetensors", "config.json"
 _NETWORKS = ("network.pt2", "network.keras")
 """What an exported network is called, by framework."""
@@ -34,12 +38,13 @@ _HERE = "hf:."
 _LIBRARIES = ("timm", "torchvision", "keras", "keras_hub", "demo")
 """Their architectures are built by name; anything else that a folder names may be code."""
 _ARRAYS = ("mean", "scale", "coef", "intercept")
+_SETTINGS = ("alpha", "multilabel", "temperature")
 _BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Deployed:
-    """A network up to one point, and the model fitted on what flows out; made by `transfer` and `load`."""
+    """A network up to its points, and the model fitted on what flows out; made by `transfer` and `load`."""
 
     tap: Tap
     head: Any
@@ -53,7 +58,7 @@ class Deployed:
         return None if classes is None else tuple(classes)
 
     def features(self, data: Any) -> Array:
-        """What flows out of the tap: float32 (n, features)."""
+        """What the head is given, (n, features): the points' activations as `probing.features` joins them."""
         return np.concatenate([values for _, values in self._run(data, strict=True)])
 
     def predict(self, data: Any) -> Array:
@@ -66,7 +71,7 @@ class Deployed:
         return found
 
     def predict_proba(self, data: Any) -> Array:
-        """One row a sample, one column a class of `classes`. Ridge gives a softmax, not calibrated."""
+        """One row a sample, one column a class of `classes`."""
         if not self._has_probabilities:
             fitted = "on numbers" if self.classes is None else f"with {type(self.head).__name__}"
             raise ModelError(f"this model was fitted {fitted} and gives no probabilities: use predict")
@@ -83,8 +88,24 @@ class Deployed:
             yield batch, np.asarray(self.head.predict(values)), sure
 
     def batch_features(self, batch: Batch) -> Array:
-        """What flows out of the tap for one batch that is read already: float32 (n, features)."""
+        """The same as `features` for one batch that is read already."""
         return _features(self._engine(), batch)
+
+    def export(self, folder: str | Path, data: Any, *, formats: str | Sequence[str] = "all") -> Export:
+        """Write network, pools, scaler and head as one model that needs no spile, and verify it.
+
+        Formats: ``"pt2"``, ``"onnx"`` and ``"openvino"`` of a PyTorch model, ``"keras"`` of a Keras model.
+        The input is what the preprocessing gives: uint8 images of the model's input size are normalised
+        inside; resizing is described in ``model.json``, which also holds the labels. The first output is the
+        scores (n, c). Every file is run on up to 32 samples of `data` and compared with this pipeline.
+
+        Raises `ModelError` for a head that is not linear or a model that cannot be converted,
+        `MissingDependency` for a format whose package is missing, and `CaptureError` where a file gives
+        other scores (by more than 1e-4) or labels.
+        """
+        from spile.probing.exporting import export
+
+        return export(self, folder, data, formats=formats)
 
     @property
     def _has_probabilities(self) -> bool:
@@ -112,8 +133,8 @@ class Deployed:
 def _features(engine: Engine, batch: Batch) -> Array:
     if not batch.records:
         return np.empty((0, 0), np.float32)
-    (values,) = engine(batch.inputs).values()
-    return np.asarray(values).reshape(len(batch.records), -1)
+    n = len(batch.records)
+    return joined([np.asarray(values).reshape(n, -1) for values in engine(batch.inputs).values()])
 
 
 def named(tap: Tap) -> bool:
@@ -147,8 +168,9 @@ def save(
 ) -> None:
     """Write the folder, in place of what it held.
 
-    `tap` has one point; `example` is a batch as the model takes it. The network is saved as its reference and
-    the weights that are needed to reach the point or, if `exported`, as a program. `about` is added to the
+    `tap` has the points that `head` was fitted on, in that order; `example` is a batch as the model takes it.
+    The network is saved as its reference and the weights that are needed to reach the points or, if
+    `exported`, as a program. `about` is added to the
     description.
     """
     draft = folder.with_name(f".{folder.name}.part")
@@ -162,7 +184,9 @@ def save(
             **network,
             "preprocessing": preprocessing.to_json() if preprocessing else None,
             "classes": classes,
-            "alpha": head.alpha if isinstance(head, RidgeFit) else None,
+            "ridge": {name: getattr(head, name) for name in _SETTINGS}
+            if isinstance(head, RidgeFit)
+            else None,
             **about,
         }
         text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -189,8 +213,9 @@ def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] 
         )
     description = _read_description(folder)
     loaded = _load_network(folder, description, device)
-    pool = description["pool"]
-    tapped = make_tap(loaded, description["address"], pool=None if pool == "none" else pool)
+    points = description["points"]
+    pools = {p["name"]: None if p["pool"] == "none" else p["pool"] for p in points}
+    tapped = make_tap(loaded, {p["name"]: p["address"] for p in points}, pool=pools)
     return Deployed(tapped, _load_head(folder, description, trusted), loaded.preprocessing, description)
 
 
@@ -213,7 +238,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{path} has format {version!r}; this spile reads {FORMAT}: pip install --upgrade spile"
         )
-    missing = {"reference", "address", "pool", "preprocessing", "classes", "alpha"} - set(description)
+    missing = {"reference", "points", "preprocessing", "classes", "ridge"} - set(description)
     if missing:
         raise ModelError(f"{path} is broken (no {', '.join(sorted(missing))}): run spile transfer again")
     return dict(description)
@@ -221,17 +246,20 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> dict[str, Any]:
     backend = backend_of(tap.model)
-    (point,) = tap.points
+    names = [point.name for point in tap.points]
     if exported:
         made = backend.export(tap, example, folder)
-        return {"reference": made.file, "address": made.address, "pool": made.pool}
-    backend.save_reached(tap, example, folder / _WEIGHTS)
-    configured = (folder / _CONFIG).is_file()
-    return {
-        "reference": _HERE if configured else tap.origin.reference,
-        "address": point.address,
-        "pool": str(point.pool),
-    }
+        reference, addresses, pools = made.file, made.addresses, made.pools
+    else:
+        backend.save_reached(tap, example, folder / _WEIGHTS)
+        reference = _HERE if (folder / _CONFIG).is_file() else tap.origin.reference
+        addresses = tuple(point.address for point in tap.points)
+        pools = tuple(str(point.pool) for point in tap.points)
+    points = [
+        {"name": name, "address": address, "pool": pool}
+        for name, address, pool in zip(names, addresses, pools, strict=True)
+    ]
+    return {"reference": reference, "points": points}
 
 
 def _load_network(folder: Path, description: dict[str, Any], device: str | None) -> LoadedModel:
@@ -280,7 +308,7 @@ def _load_head(folder: Path, description: dict[str, Any], trusted: Sequence[str]
     except (OSError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder / _RIDGE} cannot be read ({error}): run spile transfer again") from error
     classes = None if description["classes"] is None else np.asarray(description["classes"])
-    return RidgeFit(mean, scale, coef, intercept, description["alpha"], classes)
+    return RidgeFit(mean, scale, coef, intercept, classes=classes, **description["ridge"])
 
 
 def _load_estimator(folder: Path, trusted: Sequence[str]) -> Any:

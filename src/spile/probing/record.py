@@ -23,7 +23,11 @@ from spile.models import LoadedModel
 from spile.observation import Call
 from spile.preprocessing import ImagePreprocessing
 from spile.probing import pictures
+from spile.probing.features import joined
+from spile.probing.measuring import CurvePoint, HeldOut
+from spile.probing.metrics import named
 from spile.probing.result import ProbeResult, ProbeRow
+from spile.probing.ridge import RidgeFit
 from spile.probing.rows import Split, labels_of
 from spile.resolution import Point
 from spile.store import Store
@@ -55,9 +59,10 @@ def write_record(
     store: Store,
     results: Sequence[ProbeResult],
     splits: Sequence[Split],
-    test_scores: Sequence[Mapping[str, float]],
+    held_out: Sequence[HeldOut],
     head: Any,
     shots: int | None,
+    curve: Sequence[CurvePoint],
     title: str | None,
     command: str | None,
     verified: Verified,
@@ -69,7 +74,7 @@ def write_record(
     The first result and split are the run's own, `whole` is the model's dry pass, `points` are what was
     extracted, `show` are further images for the activation maps, as ``(title, pixels)``.
     """
-    result, split, held_out = results[0], splits[0], test_scores[0]
+    result, split, measured = results[0], splits[0], held_out[0]
     shutil.rmtree(folder / "pictures", ignore_errors=True)
     (folder / "pictures").mkdir()
     name = store.manifest.recorded["model"]
@@ -94,11 +99,12 @@ def write_record(
             "labels_per_class": shots,
         },
         "metric": result.metric,
-        "table": [_row(row, result, held_out, store) for row in result.table],
-        "chosen": _chosen(result, head, held_out, split),
-        "seeds": [_seed(n, r, s) for n, (r, s) in enumerate(zip(results, test_scores, strict=True))]
+        "table": [_row(row, result, measured.scores, store) for row in result.table],
+        "chosen": _chosen(result, head, measured, split),
+        "seeds": [_seed(n, r, s) for n, (r, s) in enumerate(zip(results, held_out, strict=False))]
         if len(results) > 1
         else [],
+        "curve": [asdict(point) for point in curve],
         **_samples(store, result, head, split, source, folder / "pictures"),
         "maps": _maps(loaded, points, source, store, split, show, folder / "pictures"),
         "timings": timings,
@@ -141,8 +147,8 @@ def _row(row: ProbeRow, result: ProbeResult, held_out: Mapping[str, float], stor
     }
 
 
-def _chosen(result: ProbeResult, head: Any, held_out: Mapping[str, float], split: Split) -> dict[str, Any]:
-    best, score = result.best, held_out.get(result.best.point)
+def _chosen(result: ProbeResult, head: Any, held_out: HeldOut, split: Split) -> dict[str, Any]:
+    best, score = result.best, held_out.model
     counted = score is not None and result.metric == "accuracy"
     return {
         "point": best.point,
@@ -152,18 +158,16 @@ def _chosen(result: ProbeResult, head: Any, held_out: Mapping[str, float], split
         "test_score": score,
         "test_correct": round(score * len(split.test)) if counted and score is not None else None,
         "test_total": len(split.test) if counted else None,
-        "estimator": "ridge"
-        if best.alpha is not None
-        else type(head[-1] if hasattr(head, "__getitem__") else head).__name__,
+        "estimator": "ridge" if isinstance(head, RidgeFit) else named(head),
     }
 
 
-def _seed(number: int, result: ProbeResult, held_out: Mapping[str, float]) -> dict[str, Any]:
-    baselines = {row.baseline: held_out.get(row.point) for row in result.table if row.baseline}
+def _seed(number: int, result: ProbeResult, held_out: HeldOut) -> dict[str, Any]:
+    baselines = {row.baseline: held_out.scores.get(row.point) for row in result.table if row.baseline}
     return {
         "seed": number,
         "point": result.best.point,
-        "test_score": held_out.get(result.best.point),
+        "test_score": held_out.model,
         "last": baselines.get("last"),
         "raw": baselines.get("raw"),
     }
@@ -175,10 +179,10 @@ def _samples(
     """Confusion, worst mistakes and nearest neighbours on the rows that only measure."""
     if not len(split.test):
         return {}
-    neighbors = _neighbors(store, result.best.point, split, source, folder)
+    neighbors = _neighbors(store, result.points[-1], split, source, folder)
     if result.classes is None:
         return {"neighbors": neighbors}
-    features = store[result.best.point].take(split.test).reshape(len(split.test), -1)
+    features = joined([store[p].take(split.test).reshape(len(split.test), -1) for p in result.points])
     true, predicted = labels_of(store, split.test), np.asarray(head.predict(features))
     sure = head.predict_proba(features).max(axis=1) if hasattr(head, "predict_proba") else None
     labels = np.union1d(np.asarray(result.classes), true)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from spile.errors import MissingDependency
-from spile.probing.scoring import fit_point
-from spile.probing.task import FeatureStore, Metric, Task
+from spile.probing.features import Candidate, Features, width
+from spile.probing.heads import check_name
+from spile.probing.ridge import RidgeFit
+from spile.probing.scoring import fit_all
+from spile.probing.task import Estimator, FeatureStore, Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +26,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
-    """One point of the table. A row without a score says in `note` why."""
+    """One point of the table, or several combined. A row without a score says in `note` why."""
 
     point: str
+    points: tuple[str, ...] = ()
+    """The points that are combined; empty for a single one."""
     address: str | None = None
     pool: str | None = None
     score: float | None = None
@@ -47,6 +52,8 @@ class ProbeRow:
     """Position in the forward pass."""
     baseline: str | None = None
     """``"raw"`` (the input itself, never chosen), ``"last"`` (the last layer), or ``None``."""
+    excluded: bool = False
+    """Over a limit: scored, but not chosen."""
     note: str = ""
 
 
@@ -60,6 +67,15 @@ class Nested:
     """The point chosen in each fold: all alike means a stable choice."""
 
 
+@dataclass(frozen=True)
+class Control:
+    """The best score of the same search with the labels shuffled: what is reached without any skill."""
+
+    score: float
+    stderr: float
+    point: str
+
+
 @dataclass(frozen=True, eq=False)
 class OutOfFold:
     """Predictions of the best point for every row, each by a model that had not seen the row."""
@@ -69,31 +85,34 @@ class OutOfFold:
     true: Array
     predicted: Array
     probability: Array | None
-    """(n,) the highest class probability, uncalibrated; ``None`` where the estimator gives none."""
+    """(n,) the highest class probability, not calibrated; ``None`` where the estimator gives none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeResult:
     """Every point scored on the same folds; prints as a table.
 
-    The score of `best` is optimistic, as it is the best of many; `nested` is not. `nested` is ``None`` above
-    500 rows, where the optimism is small beside the cost, and where the training rows of a fold are too few
-    to be split again.
+    The score of `best` is optimistic, as it is the best of many; `nested` is not. `nested` is ``None`` where
+    it was not asked for (by default above 500 rows, where the optimism is small beside the cost), and where
+    the training rows of a fold are too few to be split again.
     """
 
     table: tuple[ProbeRow, ...]
     """The raw input first, then in the order of the forward pass."""
     best: ProbeRow
-    metric: Metric
+    metric: str
     rule: str
+    combine: str
     classes: tuple[Any, ...] | None
     """The labels, sorted; ``None`` for regression."""
     folds: int
     repeats: int
     out_of_fold: OutOfFold
     nested: Nested | None
+    control: Control | None
     _store: FeatureStore = field(repr=False)
     _task: Task = field(repr=False)
+    _candidate: Candidate = field(repr=False)
 
     @property
     def n_rows(self) -> int:
@@ -105,10 +124,39 @@ class ProbeResult:
         """The rows that no other beats in both score and MACs, cheapest first. The raw input costs none."""
         return pareto(self.table)
 
-    def fit(self, point: str | None = None) -> Any:
-        """Fit a point, by default the best, on all rows used: a `RidgeFit` or a scikit-learn pipeline."""
-        name = self.best.point if point is None else point
-        return fit_point(self._store[name], self._task, point=name)
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points of `best`, whose features `fit` takes: prepared by `spile.probing.features.joined`."""
+        return self.best.points or (self.best.point,)
+
+    def fit(
+        self,
+        point: str | Sequence[str] | None = None,
+        *,
+        estimator: Estimator = None,
+        calibrate: bool = False,
+    ) -> Any:
+        """Fit a point, or several combined, on all rows used: a `RidgeFit` or a scikit-learn pipeline.
+
+        Args:
+            point: By default the best.
+            estimator: By default the one that was searched with; a name of `spile.probing.heads.NAMES` or a
+                scikit-learn estimator. Features are read from the store again, nothing is extracted.
+            calibrate: Make `predict_proba` honest: ridge gets a temperature from its exact leave-one-out
+                values, others Platt's sigmoid from held-out parts of the rows.
+        """
+        check_name(estimator or "ridge", self._task.kind)
+        candidate = self._candidate_of(point)
+        features = Features(self._store, self._task)
+        fitted = fit_all(features, candidate, self._task, estimator=estimator, calibrate=calibrate)
+        if candidate.banded and isinstance(fitted, RidgeFit):
+            return _restricted(fitted, candidate.points, self.points, self._store)
+        return fitted
+
+    def _candidate_of(self, point: str | Sequence[str] | None) -> Candidate:
+        if point is None:
+            return self._candidate if self._candidate.banded else Candidate(self.points)
+        return Candidate((point,) if isinstance(point, str) else tuple(point))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict: the table, the choice, the nested estimate and the out-of-fold predictions."""
@@ -124,6 +172,8 @@ class ProbeResult:
             "best": self.best.point,
             "pareto": [row.point for row in self.pareto],
             "nested": None if self.nested is None else asdict(self.nested),
+            "control": None if self.control is None else asdict(self.control),
+            "combine": self.combine,
             "out_of_fold": {
                 "rows": held.rows.tolist(),
                 "true": held.true.tolist(),
@@ -151,15 +201,16 @@ class ProbeResult:
         for row in self.table:
             if row.score is None:
                 continue
-            if row.baseline == "raw":
+            if row.baseline == "raw" or row.points:
                 axes.axhline(row.score, linestyle="--", color="grey", label=row.point)
                 continue
             names.append(row.point)
             scores.append(row.score)
             errors.append(row.stderr or 0.0)
         axes.errorbar(range(len(names)), scores, yerr=errors, marker="o", capsize=3)
-        best = names.index(self.best.point)
-        axes.plot(best, scores[best], "*", markersize=16, label=f"best: {self.best.point}")
+        if self.best.point in names:
+            best = names.index(self.best.point)
+            axes.plot(best, scores[best], "*", markersize=16, label=f"best: {self.best.point}")
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_ylabel(_spaced(self.metric))
         axes.legend()
@@ -211,16 +262,18 @@ class ProbeResult:
             lines.append("* the best alpha lies at the edge of the grid")
         if self.nested is not None:
             lines.append(f"choosing included (nested): {self.nested.score:.3f} ± {self.nested.stderr:.3f}")
+        if self.control is not None:
+            lines.append(f"with shuffled labels: {self.control.score:.3f} ± {self.control.stderr:.3f}")
         return "\n".join(lines)
 
 
 def choose(rows: Sequence[ProbeRow], rule: str) -> ProbeRow:
     """The row to use: the best score, or (``"1se"``) the cheapest within one standard error of it.
 
-    Equal scores go to the cheaper, then the earlier point. The raw input and rows without a score are passed
-    over.
+    Equal scores go to the cheaper, then the earlier point. The raw input, rows without a score and those over
+    a limit are passed over.
     """
-    rows = [row for row in rows if row.score is not None and row.baseline != "raw"]
+    rows = [row for row in rows if row.score is not None and row.baseline != "raw" and not row.excluded]
     best = min(rows, key=lambda row: (-round(row.score or 0.0, 9), _cost(row)))
     if rule == "best":
         return best
@@ -248,6 +301,12 @@ def _cost(row: ProbeRow) -> tuple[float, float]:
         np.inf if row.macs is None else float(row.macs),
         np.inf if row.order is None else float(row.order),
     )
+
+
+def _restricted(fit: RidgeFit, points: Sequence[str], kept: Sequence[str], store: FeatureStore) -> RidgeFit:
+    """The fit for the features of the points in `kept` alone; those of the others have no weight."""
+    columns = np.concatenate([np.full(width(store.points[point]), point in kept) for point in points])
+    return replace(fit, mean=fit.mean[columns], scale=fit.scale[columns], coef=fit.coef[columns])
 
 
 def _spaced(name: str) -> str:

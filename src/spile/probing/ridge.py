@@ -25,12 +25,12 @@ from spile.errors import ProbeError
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
-RELATIVE_ALPHAS: Float = np.logspace(-9, 1, 21)
+RELATIVE_ALPHAS: Float = np.logspace(-10, 2, 25)
 """The penalties that are tried, as multiples of the total scatter of the standardised training rows.
 
 That scatter is the number of rows times the number of features that vary. Relative, so that one grid serves
 every layer width and sample size: the low end is least squares, the high end shrinks every direction at least
-tenfold.
+a hundredfold.
 """
 
 
@@ -52,6 +52,10 @@ class RidgeFit:
     """(c,) sorted labels; ``None`` for regression."""
     at_edge: bool = False
     """The chosen alpha was the smallest or the largest tried: the best one may lie outside the grid."""
+    multilabel: bool = False
+    """Any number of the classes may hold for a row, one output each."""
+    temperature: float | None = None
+    """What decision values are divided by to become log-odds; ``None`` where they were not calibrated."""
 
     def decision_function(self, X: Array) -> Float:
         """Map (n, d) features to (n, k) decision values; to (n,) for two classes and for regression."""
@@ -63,20 +67,21 @@ class RidgeFit:
         values = self.decision_function(X)
         if self.classes is None:
             return values
+        if self.multilabel:
+            return (values.reshape(len(X), self.coef.shape[1]) > 0).astype(np.intp)
         columns = (values > 0).astype(np.intp) if values.ndim == 1 else values.argmax(axis=1)
         labels: Array = self.classes[columns]
         return labels
 
     def predict_proba(self, X: Array) -> Float:
-        """Softmax of the decision values, (n, c), columns as `classes`. It ranks; it is not calibrated."""
+        """Softmax of the decision values over the temperature, (n, c), columns as `classes`.
+
+        Where a row has several labels, the logistic function of each. Without a temperature it ranks only.
+        """
         if self.classes is None:
             raise ProbeError("predict_proba needs classes, and this is a regression. Type: fit.predict(X)")
-        values = self.decision_function(X)
-        if values.ndim == 1:
-            values = np.stack([-values, values], axis=1)
-        odds: Float = np.exp(values - values.max(axis=1, keepdims=True))
-        odds /= odds.sum(axis=1, keepdims=True)
-        return odds
+        values = self.decision_function(X).reshape(len(X), self.coef.shape[1])
+        return probabilities(values, self.temperature or 1.0, multilabel=self.multilabel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,34 +145,98 @@ def targets(y: Array, classes: Array | None) -> Float:
     """Targets (n, k) for labels `y` (n,): -1 and +1 per class, one column for two classes; `y` itself for
     regression.
 
-    A class that has no row keeps its column, all -1.
+    A class that has no row keeps its column, all -1. Of several labels a row, `y` is (n, c) of 0 and 1.
     """
     if classes is None:
         return _float64(y)[:, None]
     y = np.asarray(y)
+    if y.ndim == 2:
+        return np.where(y > 0, 1.0, -1.0)
     columns = classes[1:] if len(classes) == 2 else classes
     return np.where(y[:, None] == columns[None, :], 1.0, -1.0)
 
 
 def fit_ridge(
-    X: Array, y: Array, *, classes: Array | None = None, alphas: Sequence[float] | Float | None = None
+    X: Array,
+    y: Array,
+    *,
+    classes: Array | None = None,
+    alphas: Sequence[float] | Float | None = None,
+    weights: Float | None = None,
+    calibrate: bool = False,
 ) -> RidgeFit:
     """Fit ridge on rows `X` (n, d) with labels `y` (n,), alpha chosen by exact leave-one-out squared error.
 
-    `classes` are the sorted labels (also ones that `y` lacks); ``None`` is regression. `alphas` are absolute,
-    by default `RELATIVE_ALPHAS` times the total scatter. The intercept is re-estimated without each left-out
-    row; the mean and scale of the standardisation are those of all `n` rows.
+    `classes` are the sorted labels (also ones that `y` lacks); ``None`` is regression; of several labels a
+    row, `y` is (n, c) of 0 and 1. `alphas` are absolute, by default `RELATIVE_ALPHAS` times the total
+    scatter. `weights` (d,), positive, multiply the standardised features: the penalty of a feature is alpha
+    over its weight squared. The intercept is re-estimated without each left-out row; the mean and scale of
+    the standardisation are those of all `n` rows. `calibrate` finds the temperature from the exact
+    leave-one-out decision values.
     """
     Z, mean, scale = standardize(X)
+    if weights is not None:
+        Z *= weights
+        scale = scale / weights
     T = targets(y, classes)
     grid = (
         np.asarray(alphas, dtype=np.float64)
         if alphas is not None
         else RELATIVE_ALPHAS * _positive(np.vdot(Z, Z))
     )
-    best = int(np.argmin([np.square(r).mean() for r in loo_residuals(Z, T, grid)])) if len(grid) > 1 else 0
+    several = len(grid) > 1
+    best = int(np.argmin([np.square(r).mean() for r in loo_residuals(Z, T, grid)])) if several else 0
     coef = solve(Z, T - T.mean(axis=0), float(grid[best]))
-    return RidgeFit(mean, scale, coef, T.mean(axis=0), float(grid[best]), classes, _at_edge(best, len(grid)))
+    multilabel = classes is not None and np.ndim(y) == 2
+    temperature = None
+    if calibrate and classes is not None:
+        (residuals,) = loo_residuals(Z, T, grid[best : best + 1])
+        temperature = find_temperature(T - residuals, T, multilabel=multilabel)
+    return RidgeFit(
+        mean,
+        scale,
+        coef,
+        T.mean(axis=0),
+        float(grid[best]),
+        classes,
+        _at_edge(best, len(grid)),
+        multilabel,
+        temperature,
+    )
+
+
+def probabilities(values: Float, temperature: float, *, multilabel: bool) -> Float:
+    """Decision values (n, k) as probabilities (n, c): a softmax, or a logistic function of each column."""
+    values = values / temperature
+    if multilabel:
+        chances: Float = 0.5 * (1.0 + np.tanh(0.5 * values))
+        return chances
+    if values.shape[1] == 1:
+        values = np.concatenate([-values, values], axis=1)
+    odds: Float = np.exp(values - values.max(axis=1, keepdims=True))
+    odds /= odds.sum(axis=1, keepdims=True)
+    return odds
+
+
+def find_temperature(values: Float, T: Float, *, multilabel: bool) -> float:
+    """The temperature of least log loss for decision values (n, k) of rows that the fit left out.
+
+    `T` (n, k) are the targets. Guo et al. 2017, section 4.2: one number, so that it does not overfit, and no
+    label changes.
+    """
+    from scipy.optimize import minimize_scalar
+
+    truth = T > 0 if multilabel or T.shape[1] > 1 else np.concatenate([T < 0, T > 0], axis=1)
+
+    def loss(log_temperature: float) -> float:
+        chances = probabilities(values, np.exp(log_temperature), multilabel=multilabel)
+        if multilabel:
+            chances = np.where(truth, chances, 1 - chances)
+        else:
+            chances = np.where(truth, chances, 0.0).sum(axis=1)
+        return float(-np.log(np.maximum(chances, 1e-15)).mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-7.0, 3.0), method="bounded").x))
 
 
 def standardize(X: Array) -> tuple[Float, Float, Float]:

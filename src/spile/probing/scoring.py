@@ -1,26 +1,37 @@
-"""The cross-validated score of one point: every choice is made inside the training rows of each fold.
+"""The cross-validated score of one candidate: every choice is made inside the training rows of each fold.
 
-Up to 10,000 rows (`task.STREAM_ROWS`) the point's rows are held in memory. Beyond, ridge streams them twice,
-keeping one `Moments` a fold: about ``(folds + 4) * 8 * d**2`` bytes for `d` features, whatever the number of
-rows. A scikit-learn estimator always gets its rows in memory.
+Up to 10,000 rows (`task.STREAM_ROWS`) the rows are held in memory. Beyond, ridge streams them twice, keeping
+one `Moments` a fold: about ``(folds + 4) * 8 * d**2`` bytes for `d` features, whatever the number of rows. A
+scikit-learn estimator always gets its rows in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import partial
-from math import prod, sqrt
+from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spile.errors import ProbeError
+from spile.probing.banding import choose_bands, column_weights
+from spile.probing.features import Candidate, Features
 from spile.probing.folds import Index
-from spile.probing.ridge import Moments, RidgeFit, cross_fit_moments, fit_moments, fit_ridge, targets
-from spile.probing.task import Column, Estimator, Metric, Point, Task
+from spile.probing.heads import fit_head
+from spile.probing.ridge import (
+    Moments,
+    RidgeFit,
+    cross_fit_moments,
+    find_temperature,
+    fit_moments,
+    fit_ridge,
+    solve,
+    standardize,
+    targets,
+)
+from spile.probing.task import Estimator, Task
 
 Array = npt.NDArray[Any]
 STREAM_FEATURES = 4096
@@ -28,11 +39,13 @@ STREAM_FEATURES = 4096
 
 _SHARED_FROM = 500
 """Rows from which linear algebra is shared by threads."""
+_CALIBRATION_ROWS = 10_000
+"""A temperature is found from so many rows at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What cross-validation says of one point."""
+    """What cross-validation says of one candidate."""
 
     fold_scores: tuple[float, ...]
     """One a fold, repeat after repeat."""
@@ -41,11 +54,9 @@ class Evaluation:
     at_edge: bool
     """In at least half of the folds alpha was the smallest or largest tried."""
     predicted: Array
-    """(n,) out-of-fold predictions of the first repeat."""
+    """(n,) or (n, c) out-of-fold predictions of the first repeat, in class numbers."""
     probability: Array | None
-    """(n,) the highest class probability, uncalibrated; ``None`` where the estimator gives none."""
-    inner: tuple[tuple[float, float], ...] = ()
-    """For each fold of the first repeat: score and standard error, cross-validated in its training rows."""
+    """(n,) the highest class probability; ``None`` where the estimator gives none."""
 
 
 def small_systems(rows: int) -> AbstractContextManager[Any]:
@@ -61,30 +72,96 @@ def small_systems(rows: int) -> AbstractContextManager[Any]:
     return limits
 
 
-def evaluate(column: Column, task: Task, *, point: str) -> Evaluation:
-    """Cross-validate one point; `point` is its name, for messages."""
+def evaluate(features: Features, candidate: Candidate, task: Task) -> Evaluation:
+    """Cross-validate one candidate."""
     if task.streams:
-        return _evaluate_stream(column, task, point)
-    X = read_rows(column, task.rows, point=point)
-    inner = tuple(
-        mean_and_error(
-            _cross_validate(X[train], task.y[train], folds, task).fold_scores, int(folds.max()) + 1
+        return _evaluate_stream(features, candidate, task)
+    parts = features.parts(candidate, task.rows)
+    collected = _Collected(task)
+    for repeat, held_out in enumerate(task.folds):
+        for fold in range(int(held_out.max()) + 1):
+            train, test = np.flatnonzero(held_out != fold), np.flatnonzero(held_out == fold)
+            fit = fit_parts([part[train] for part in parts], task.y[train], candidate, task)
+            collected.add(fit, test, _beside([part[test] for part in parts]), first=repeat == 0)
+    return collected.evaluation()
+
+
+def score_outside(features: Features, candidate: Candidate, task: Task, fold: int) -> float:
+    """The score of one held-out fold of the first repeat, for a fit on the rows of all others."""
+    held_out = task.folds[0]
+    train, test = np.flatnonzero(held_out != fold), np.flatnonzero(held_out == fold)
+    parts = features.parts(candidate, task.rows)
+    fit = fit_parts([part[train] for part in parts], task.y[train], candidate, task)
+    collected = _Collected(task)
+    collected.add(fit, test, _beside([part[test] for part in parts]))
+    return collected.scores[0]
+
+
+def screen(features: Features, candidate: Candidate, task: Task, relative_alpha: float) -> float:
+    """A quick score: ridge on the folds of the first repeat with a given penalty.
+
+    `relative_alpha` is a multiple of the scatter of the standardised training rows. Twenty times cheaper than
+    `evaluate`, as one linear system a fold takes the place of an eigendecomposition.
+    """
+    X = _beside(features.parts(candidate, task.rows))
+    collected = _Collected(task)
+    for fold in range(task.n_folds):
+        train, test = np.flatnonzero(task.folds[0] != fold), np.flatnonzero(task.folds[0] == fold)
+        Z, mean, scale = standardize(X[train])
+        T = targets(task.y[train], task.codes)
+        alpha = relative_alpha * max(float(np.vdot(Z, Z)), 1.0)
+        coef = solve(Z, T - T.mean(axis=0), alpha)
+        several = task.kind == "multilabel"
+        fit = RidgeFit(mean, scale, coef, T.mean(axis=0), alpha, task.codes, multilabel=several)
+        collected.add(fit, test, X[test])
+    return float(np.mean(collected.scores))
+
+
+def fit_all(
+    features: Features, candidate: Candidate, task: Task, *, estimator: Estimator = None, calibrate: bool
+) -> Any:
+    """Fit on all rows of the task: a `RidgeFit`, or a scikit-learn pipeline; both predict labels.
+
+    `estimator` is by default the one of the task; `calibrate` makes its probabilities honest.
+    """
+    if estimator is not None:
+        task = replace(task, estimator=estimator)
+    if task.streams:
+        folds = _fold_moments(features, candidate, task, task.folds[0])
+        fit = fit_moments(folds, classes=task.classes)
+        fit = replace(fit, multilabel=task.kind == "multilabel")
+        return _calibrated(fit, folds, features, candidate, task) if calibrate else fit
+    parts = features.parts(candidate, task.rows)
+    return fit_parts(parts, task.targets, candidate, task, labels=True, calibrate=calibrate)
+
+
+def fit_parts(
+    parts: Sequence[Array],
+    y: Array,
+    candidate: Candidate,
+    task: Task,
+    *,
+    labels: bool = False,
+    calibrate: bool = False,
+) -> Any:
+    """Fit the task's estimator on prepared parts (n, d) with class numbers, or `labels`, `y`."""
+    classes = task.classes if labels else task.codes
+    calibrate = calibrate or task.scorer.needs == "probabilities"
+    if task.estimator != "ridge":
+        return fit_head(task.estimator, _beside(parts), y, kind=task.kind, calibrate=calibrate)
+    weights = None
+    if candidate.banded:
+        bands = choose_bands(parts, targets(y, classes))
+        kept = [part for part, band in zip(parts, bands, strict=True) if band > 0]
+        fit = fit_ridge(
+            _beside(kept),
+            y,
+            classes=classes,
+            weights=column_weights(kept, bands[bands > 0]),
+            calibrate=calibrate,
         )
-        for train, folds in zip(_training_rows(task.folds[0]), task.inner, strict=False)
-    )
-    outer = _cross_validate(X, task.y, task.folds, task)
-    return Evaluation(
-        outer.fold_scores, outer.alpha, outer.at_edge, outer.predicted, outer.probability, inner
-    )
-
-
-def fit_point(column: Column, task: Task, *, point: str) -> Any:
-    """Fit on all rows of the task: a `RidgeFit`, or a scikit-learn pipeline; both predict labels."""
-    if task.streams:
-        folds = _fold_moments(column, task, task.folds[0], point)
-        return fit_moments(folds, classes=task.classes)
-    y = task.y if task.classes is None else task.classes[task.y]
-    return _fit(read_rows(column, task.rows, point=point), y, task.estimator, task.classes)
+        return _widened(fit, parts, bands)
+    return fit_ridge(_beside(parts), y, classes=classes, weights=weights, calibrate=calibrate)
 
 
 def mean_and_error(fold_scores: Sequence[float], folds: int) -> tuple[float, float]:
@@ -99,84 +176,84 @@ def mean_and_error(fold_scores: Sequence[float], folds: int) -> tuple[float, flo
     return float(scores.mean()), error
 
 
-def read_rows(column: Column, rows: Index, *, point: str) -> Array:
-    """The flattened features (n, d) of ascending `rows`, in the stored type. Memory: these and one batch."""
-    return np.concatenate([X for _, X in _stream(column, rows, point)])
+def _beside(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def is_ragged(point: Point) -> bool:
-    """Rows differ in length (tokens that were not pooled)."""
-    return any(not size or size < 0 for size in point.shape)
+def _widened(fit: RidgeFit, parts: Sequence[Array], bands: Array) -> RidgeFit:
+    """The fit for all parts: those that were left out get coefficients of 0."""
+    kept = np.concatenate([np.full(p.shape[1], b > 0) for p, b in zip(parts, bands, strict=True)])
+    coef = np.zeros((len(kept), fit.coef.shape[1]))
+    mean, scale = np.zeros(len(kept)), np.ones(len(kept))
+    coef[kept], mean[kept], scale[kept] = fit.coef, fit.mean, fit.scale
+    return replace(fit, coef=coef, mean=mean, scale=scale)
 
 
-def width(point: Point) -> int:
-    """The number of features of a row, flattened."""
-    return prod(size or 0 for size in point.shape)
+class _Collected:
+    """Answers for rows that a fit had not seen, scores by fold, and the first repeat's predictions."""
 
+    def __init__(self, task: Task) -> None:
+        self.scores: list[float] = []
+        self._task = task
+        self._fits: list[Any] = []
+        self._answers: Array = np.empty(0)
+        self._predicted = np.zeros_like(task.y)
+        self._probability = np.zeros(len(task.y)) if task.kind == "classes" else None
 
-def _stream(column: Column, rows: Index, point: str) -> Iterator[tuple[slice, Array]]:
-    """Yield, batch by batch, the slice of `rows` that it holds and these rows (m, d)."""
-    start = 0
-    for batch in column.batches():
-        low, high = np.searchsorted(rows, [start, start + len(batch)])
-        if low < high:
-            X = batch[rows[low:high] - start].reshape(high - low, -1)
-            if not np.isfinite(X).all():
-                raise ProbeError(
-                    f"{point!r} holds NaN or infinite activations: extract it again with dtype='float32'"
-                )
-            yield slice(int(low), int(high)), X
-        start += len(batch)
-        if high == len(rows):
+    def record(self, fit: Any, at: Index, X: Array, *, first: bool) -> None:
+        """Answer for rows at the positions `at` of the task."""
+        scorer, codes = self._task.scorer, self._task.codes
+        answers = scorer.answers(fit, X, codes)
+        if not len(self._answers):
+            self._answers = np.zeros((len(self._task.y), *answers.shape[1:]), answers.dtype)
+        self._answers[at] = answers
+        if not first:
             return
+        self._predicted[at] = answers if scorer.needs == "labels" else fit.predict(X)
+        if self._probability is not None and hasattr(fit, "predict_proba"):
+            self._probability[at] = fit.predict_proba(X).max(axis=1)
+        else:
+            self._probability = None
+
+    def close(self, fit: Any, at: Index) -> None:
+        """Score the answers of one fold."""
+        self.scores.append(self._task.score(at, self._answers[at]))
+        self._fits.append(fit)
+
+    def add(self, fit: Any, at: Index, X: Array, *, first: bool = False) -> None:
+        self.record(fit, at, X, first=first)
+        self.close(fit, at)
+
+    def evaluation(self) -> Evaluation:
+        ridges = [fit for fit in self._fits if isinstance(fit, RidgeFit)]
+        alpha = float(np.median([fit.alpha for fit in ridges])) if ridges else None
+        at_edge = 2 * sum(fit.at_edge for fit in ridges) >= max(1, len(ridges))
+        return Evaluation(tuple(self.scores), alpha, at_edge, self._predicted, self._probability)
 
 
-def _training_rows(folds: Index) -> list[Index]:
-    return [np.flatnonzero(folds != fold) for fold in range(int(folds.max()) + 1)]
-
-
-def _cross_validate(X: Array, y: Array, folds: Index, task: Task) -> Evaluation:
-    scores: list[float] = []
-    fits: list[Any] = []
-    predicted = np.empty_like(y)
-    probability = np.empty(len(y)) if task.classes is not None else None
-    for repeat, held_out in enumerate(folds):
-        for fold, train in enumerate(_training_rows(held_out)):
-            test = np.flatnonzero(held_out == fold)
-            fit = _fit(X[train], y[train], task.estimator, task.codes)
-            answer = fit.predict(X[test])
-            scores.append(score_predictions(task.metric, y[test], answer))
-            fits.append(fit)
-            if repeat == 0:
-                predicted[test] = answer
-                probability = _fill_confidence(probability, test, fit, X[test])
-    return _evaluation(scores, fits, predicted, probability)
-
-
-def _evaluate_stream(column: Column, task: Task, point: str) -> Evaluation:
-    scores: list[float] = []
-    fits: list[Any] = []
-    out_of_fold: list[tuple[Array, Array | None]] = []
-    for held_out in task.folds:
-        models = cross_fit_moments(_fold_moments(column, task, held_out, point), classes=task.codes)
-        predicted = np.empty_like(task.y)
-        probability = np.empty(len(task.y)) if task.classes is not None else None
-        for at, X in _stream(column, task.rows, point):
+def _evaluate_stream(features: Features, candidate: Candidate, task: Task) -> Evaluation:
+    collected = _Collected(task)
+    for repeat, held_out in enumerate(task.folds):
+        folds = _fold_moments(features, candidate, task, held_out)
+        models = _cross_fit(folds, task)
+        for at, X in features.stream(candidate, task.rows):
             for fold, model in enumerate(models):
                 mine = np.flatnonzero(held_out[at] == fold)
                 if len(mine):
-                    predicted[at.start + mine] = model.predict(X[mine])
-                    probability = _fill_confidence(probability, at.start + mine, model, X[mine])
-        parts = [held_out == fold for fold in range(len(models))]
-        scores += [score_predictions(task.metric, task.y[part], predicted[part]) for part in parts]
-        fits += models
-        out_of_fold.append((predicted, probability))
-    return _evaluation(scores, fits, *out_of_fold[0])
+                    collected.record(model, at.start + mine, X[mine], first=repeat == 0)
+        for fold, model in enumerate(models):
+            collected.close(model, np.flatnonzero(held_out == fold))
+    return collected.evaluation()
 
 
-def _fold_moments(column: Column, task: Task, held_out: Index, point: str) -> list[Moments]:
+def _cross_fit(folds: Sequence[Moments], task: Task) -> list[RidgeFit]:
+    several = task.kind == "multilabel"
+    return [replace(fit, multilabel=several) for fit in cross_fit_moments(folds, classes=task.codes)]
+
+
+def _fold_moments(features: Features, candidate: Candidate, task: Task, held_out: Index) -> list[Moments]:
     folds: dict[int, Moments] = {}
-    for at, X in _stream(column, task.rows, point):
+    for at, X in features.stream(candidate, task.rows):
         T = targets(task.y[at], task.codes)
         for fold in range(int(held_out.max()) + 1):
             mine = held_out[at] == fold
@@ -185,42 +262,19 @@ def _fold_moments(column: Column, task: Task, held_out: Index, point: str) -> li
     return [folds[fold] for fold in sorted(folds)]
 
 
-def _evaluation(
-    scores: list[float], fits: Sequence[Any], predicted: Array, probability: Array | None
-) -> Evaluation:
-    ridges = [fit for fit in fits if isinstance(fit, RidgeFit)]
-    alpha = float(np.median([fit.alpha for fit in ridges])) if ridges else None
-    at_edge = 2 * sum(fit.at_edge for fit in ridges) >= max(1, len(ridges))
-    return Evaluation(tuple(scores), alpha, at_edge, predicted, probability)
-
-
-def _fit(X: Array, y: Array, estimator: Estimator, classes: Array | None) -> Any:
-    if isinstance(estimator, str):
-        return fit_ridge(X, y, classes=classes)
-    from sklearn.base import clone
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    X = X.astype(np.promote_types(X.dtype, np.float32), copy=False)
-    return make_pipeline(StandardScaler(), clone(estimator)).fit(X, y)
-
-
-def _fill_confidence(probability: Array | None, at: Index, fit: Any, X: Array) -> Array | None:
-    if probability is None or not hasattr(fit, "predict_proba"):
-        return None
-    probability[at] = fit.predict_proba(X).max(axis=1)
-    return probability
-
-
-def score_predictions(metric: Metric, y: Array, predicted: Array) -> float:
-    """The score of predictions (n,) for labels, or class numbers, `y` (n,)."""
-    if metric == "accuracy":  # in a search over few rows, scikit-learn's checks would cost more than the fits
-        return float(np.mean(np.asarray(y) == np.asarray(predicted)))
-    from sklearn import metrics
-
-    scorers = {
-        # what balanced_accuracy_score is, without its warning about classes that are only predicted
-        "balanced_accuracy": partial(metrics.recall_score, labels=np.unique(y), average="macro"),
-        "r2": metrics.r2_score,
-    }
-    return float(scorers[metric](y, predicted))
+def _calibrated(
+    fit: RidgeFit, folds: Sequence[Moments], features: Features, candidate: Candidate, task: Task
+) -> RidgeFit:
+    """With a temperature found on rows that models fitted on the other folds have not seen."""
+    if task.codes is None:
+        return fit
+    step = -(-len(task.rows) // _CALIBRATION_ROWS)
+    chosen, held_out = task.rows[::step], task.folds[0][::step]
+    values = np.empty((len(chosen), fit.coef.shape[1]))
+    models = _cross_fit(folds, task)
+    for at, X in features.stream(candidate, chosen):
+        for fold, model in enumerate(models):
+            mine = np.flatnonzero(held_out[at] == fold)
+            values[at.start + mine] = model.decision_function(X[mine]).reshape(len(mine), values.shape[1])
+    T = targets(task.y[::step], task.codes)
+    return replace(fit, temperature=find_temperature(values, T, multilabel=fit.multilabel))

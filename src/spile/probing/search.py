@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from spile.errors import ProbeError, nearest
-from spile.probing.result import Nested, OutOfFold, ProbeResult, ProbeRow, choose
-from spile.probing.scoring import (
-    STREAM_FEATURES,
-    Evaluation,
-    evaluate,
-    is_ragged,
-    mean_and_error,
-    small_systems,
-    width,
-)
-from spile.probing.task import Estimator, FeatureStore, Metric, Point, Task, make_task
+from spile.probing.combining import Combine, Scored, search
+from spile.probing.features import Candidate, Features, is_ragged, width
+from spile.probing.heads import check_name
+from spile.probing.metrics import Metric
+from spile.probing.result import Control, Nested, OutOfFold, ProbeResult, ProbeRow, choose
+from spile.probing.scoring import STREAM_FEATURES, fit_all, mean_and_error, score_outside, small_systems
+from spile.probing.task import STREAM_ROWS, Estimator, FeatureStore, Point, Task, make_task
 
 Array = npt.NDArray[Any]
 Rule = Literal["best", "1se"]
@@ -31,91 +27,227 @@ _MISSING_BASELINES = (
 )
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a model may cost: multiply-accumulates a sample, parameters, bytes of float32 weights."""
+
+    macs: int | None = None
+    params: int | None = None
+    bytes: int | None = None
+
+    def exceeded(self, row: ProbeRow, outputs: int) -> str:
+        """What of the row is over a limit, in words; empty where nothing is."""
+        weights = None if row.params is None else row.params + (row.dims or 0) * outputs
+        costs = (
+            ("max_macs", row.macs, self.macs),
+            ("max_params", weights, self.params),
+            ("max_bytes", None if weights is None else 4 * weights, self.bytes),
+        )
+        over = [
+            f"{name}={limit:,}" for name, cost, limit in costs if limit is not None and (cost or 0) > limit
+        ]
+        return f"over {', '.join(over)}" if over else ""
+
+
 def probe(
     store: FeatureStore,
     *,
     estimator: Estimator = "ridge",
     cv: int = 5,
     repeats: int | Literal["auto"] = "auto",
-    combine: Literal["single"] = "single",
+    combine: Combine = "single",
     rule: Rule = "best",
     rows: Sequence[int] | Array | None = None,
+    labels: Sequence[Any] | Array | None = None,
     seed: int = 0,
-    metric: Metric | Literal["auto"] = "auto",
+    metric: Metric = "auto",
+    max_macs: int | None = None,
+    max_params: int | None = None,
+    max_bytes: int | None = None,
+    nested: bool | Literal["auto"] = "auto",
+    control: bool = False,
 ) -> ProbeResult:
-    """Score every point of a store by cross-validation and choose one.
+    """Score every point of a store by cross-validation and choose one, or a combination.
 
     Scaler, penalty and model are fitted on the training rows of each fold alone, and all points share the
     folds: stratified by class, rows of one group held out together. Labels that are all floats are regressed
-    on; anything else is classified.
+    on; sets of names, or rows of 0 and 1, are several labels a row; anything else is classified.
 
     Args:
         store: What `spile.extract` returned. Rows without a label (``None`` or NaN) are left out.
         estimator: ``"ridge"`` (standardised, alpha by exact leave-one-out; above 10,000 rows by K-fold from
-            streamed moments) or a scikit-learn estimator, cloned for every fold behind a ``StandardScaler``.
+            streamed moments), another name of `spile.probing.heads.NAMES`, or a scikit-learn estimator,
+            cloned for every fold behind a ``StandardScaler``.
         cv: Folds. Fewer, with a warning, where the largest class has fewer rows or there are fewer groups.
         repeats: How often the folds are drawn anew. ``"auto"``: ten times up to 100 rows, once from 1,000.
-        combine: ``"single"``, one point at a time.
+        combine: ``"single"``, one point at a time; ``"greedy"``, also the best one with further points added
+            while each gains more than its standard error; ``"banded"``, also all points with a penalty each
+            (ridge only, up to 10,000 rows). The rows of combined points are scaled to length 1.
         rule: ``"best"``, or ``"1se"``: the fewest MACs within one standard error of the best.
         rows: Positions (or a mask) of the rows to use. By default those of the split ``"train"``; in a store
             without one, those without a split. Rows of other splits are never looked at.
+        labels: One a row of the store, in place of the store's own.
         seed: Of the folds.
-        metric: ``"accuracy"`` (what ``"auto"`` means for classes), ``"balanced_accuracy"``, or ``"r2"`` (for
-            numbers).
+        metric: ``"accuracy"`` (what ``"auto"`` means for classes), ``"balanced_accuracy"``, ``"roc_auc"``,
+            ``"neg_log_loss"``; ``"average_precision"`` (``"auto"`` for several labels a row); ``"r2"`` (for
+            numbers); or a function of true and predicted labels. Higher is better.
+        max_macs: Points that cost more multiply-accumulates a sample are scored but not chosen.
+        max_params: Likewise of parameters, those of the fitted model included.
+        max_bytes: Likewise of the size of the weights as float32.
+        nested: Whether to estimate what choosing itself scores: the whole search again in the training rows
+            of each fold. ``"auto"``: up to 500 rows.
+        control: Search again with the labels shuffled; what then scores above chance is no skill.
 
     Raises:
         ProbeError: No labels, one class, a class with one row, an unknown option, or nothing to score.
     """
-    _check_options(estimator=estimator, cv=cv, repeats=repeats, combine=combine, rule=rule, metric=metric)
-    task = make_task(store, rows=rows, estimator=estimator, metric=metric, cv=cv, repeats=repeats, seed=seed)
-    evaluations: dict[str, Evaluation] = {}
-    table: list[ProbeRow] = []
-    with small_systems(len(task.rows)):
-        for name, point in store.points.items():
-            row = _describe(name, point, task)
-            if not row.note:
-                evaluations[name] = evaluate(store[name], task, point=name)
-                row = _scored(row, evaluations[name], task)
-            table.append(row)
-    if not any(row.score is not None and row.baseline != "raw" for row in table):
-        reasons = "; ".join(f"{row.point}: {row.note}" for row in table if row.note) or "it holds none"
-        raise ProbeError(
-            f"the store has no layer that can be scored ({reasons}). Type: spile.extract(tap, data)"
-        )
-    best = choose(table, rule)
-    return ProbeResult(
-        table=_with_baselines(table),
-        best=best,
-        metric=task.metric,
-        rule=rule,
-        classes=None if task.classes is None else tuple(task.classes.tolist()),
-        folds=task.n_folds,
-        repeats=len(task.folds),
-        out_of_fold=_out_of_fold(evaluations[best.point], task),
-        nested=_nested(table, evaluations, task, rule),
-        _store=store,
-        _task=task,
+    _check_options(estimator=estimator, cv=cv, repeats=repeats, combine=combine, rule=rule)
+    task = make_task(
+        store,
+        rows=rows,
+        estimator=estimator,
+        metric=metric,
+        cv=cv,
+        repeats=repeats,
+        seed=seed,
+        labels=labels,
+        nested=nested,
     )
-
-
-def _check_options(
-    *, estimator: Estimator, cv: Any, repeats: Any, combine: Any, rule: Any, metric: Any
-) -> None:
-    named = isinstance(estimator, str)
-    if (named and estimator != "ridge") or not (named or _is_instance_with_fit(estimator)):
+    check_name(estimator, task.kind)
+    if combine == "banded" and task.streams:
         raise ProbeError(
-            f"unknown estimator {estimator!r}. Type: estimator='ridge', or a scikit-learn estimator such as "
-            "estimator=sklearn.svm.SVC()"
+            f"combine='banded' holds its rows in memory, up to {STREAM_ROWS:,}, not {len(task.rows):,}. "
+            "Type: combine='greedy'"
         )
+    limits = Limits(max_macs, max_params, max_bytes)
+    plan = _Plan(store, task, combine, rule, limits)
+    with small_systems(len(task.rows)):
+        found, table = plan.run(task)
+        best = choose(table, rule)
+        return ProbeResult(
+            table=_with_baselines(table),
+            best=best,
+            metric=task.scorer.name,
+            rule=rule,
+            combine=combine,
+            classes=None if task.classes is None else tuple(task.classes.tolist()),
+            folds=task.n_folds,
+            repeats=len(task.folds),
+            out_of_fold=_out_of_fold(found[best.point], task),
+            nested=plan.nested() if task.inner else None,
+            control=plan.control(seed) if control else None,
+            _store=store,
+            _task=task,
+            _candidate=found[best.point].candidate,
+        )
+
+
+class _Plan:
+    """One search, to be run on all rows, inside the training rows of each fold, and on shuffled labels."""
+
+    def __init__(self, store: FeatureStore, task: Task, combine: Combine, rule: Rule, limits: Limits) -> None:
+        self._task, self._combine, self._rule = task, combine, rule
+        self._features = Features(store, task)
+        outputs = 1 if task.classes is None else len(task.classes)
+        self._rows = {name: _described(name, point, task) for name, point in store.points.items()}
+        self._excluded = {name: limits.exceeded(row, outputs) for name, row in self._rows.items()}
+        self._limits, self._outputs = limits, outputs
+        free = [n for n, row in self._rows.items() if not row.note and row.baseline != "raw"]
+        if not free:
+            reasons = "; ".join(f"{row.point}: {row.note}" for row in self._rows.values() if row.note)
+            raise ProbeError(
+                f"the store has no layer that can be scored ({reasons or 'it holds none'}). "
+                "Type: spile.extract(tap, data)"
+            )
+        self._allowed = [name for name in free if not self._excluded[name]]
+        if not self._allowed:
+            cheapest = min(free, key=lambda name: self._rows[name].macs or 0)
+            raise ProbeError(f"no layer is within the limits: {cheapest} is {self._excluded[cheapest]}")
+
+    def run(self, task: Task) -> tuple[dict[str, Scored], list[ProbeRow]]:
+        """Everything scored, by name, and the table."""
+        widths = {name: row.dims or 0 for name, row in self._rows.items()}
+        rest = [n for n, row in self._rows.items() if not row.note and n not in self._allowed]
+        scored = search(self._features, self._allowed, task, combine=self._combine, widths=widths)
+        scored += search(self._features, rest, task, combine="single", widths=widths)
+        found: dict[str, Scored] = {}
+        table = [row for row in self._rows.values() if row.note]
+        for one in scored:
+            row = self._row(one, task)
+            if row.points and (row.point in found or (one.candidate.banded and row.excluded)):
+                continue  # all weight on one layer: that is the single point, scored already
+            found[row.point] = one
+            table.append(row)
+        return found, table
+
+    def _row(self, one: Scored, task: Task) -> ProbeRow:
+        points = one.candidate.points
+        if one.candidate.banded:
+            points = used_points(self._features, one.candidate, task, self._rows)
+        row = self._rows[points[0]]
+        if len(points) > 1:
+            name = f"banded, {len(points)} layers" if one.candidate.banded else " + ".join(points)
+            row = _combined(name, [self._rows[point] for point in points])
+        over = self._excluded.get(row.point) or self._limits.exceeded(row, self._outputs)
+        score, stderr = mean_and_error(one.evaluation.fold_scores, task.n_folds)
+        return replace(
+            row,
+            note=", ".join(filter(None, (row.note, over))),
+            excluded=bool(over),
+            score=score,
+            stderr=stderr,
+            fold_scores=one.evaluation.fold_scores,
+            alpha=one.evaluation.alpha,
+            at_edge=one.evaluation.at_edge,
+        )
+
+    def nested(self) -> Nested:
+        """The search inside the training rows of each fold, what it picks scored outside."""
+        scores, picks = [], []
+        for fold in range(self._task.n_folds):
+            inside = self._task.inside(fold)
+            found, table = self.run(inside)
+            picks.append(choose(table, self._rule).point)
+            scores.append(score_outside(self._features, found[picks[-1]].candidate, self._task, fold))
+        return Nested(*mean_and_error(scores, self._task.n_folds), tuple(picks))
+
+    def control(self, seed: int) -> Control:
+        """The search with shuffled labels."""
+        shuffled = np.random.default_rng(seed).permutation(len(self._task.y))
+        _, table = self.run(replace(self._task, y=self._task.y[shuffled], inner=()))
+        best = choose(table, self._rule)
+        return Control(best.score or 0.0, best.stderr or 0.0, best.point)
+
+
+def used_points(
+    features: Features, candidate: Candidate, task: Task, rows: Mapping[str, ProbeRow]
+) -> tuple[str, ...]:
+    """The points of a banded candidate that have weight when it is fitted on all rows."""
+    fit = fit_all(features, candidate, task, calibrate=False)
+    used, start = [], 0
+    for point in candidate.points:
+        stop = start + (rows[point].dims or 0)
+        if np.any(fit.coef[start:stop]):
+            used.append(point)
+        start = stop
+    return tuple(used) or candidate.points[:1]
+
+
+def _check_options(*, estimator: Estimator, cv: Any, repeats: Any, combine: Any, rule: Any) -> None:
+    check_name(estimator)
     for option, value, allowed in (
-        ("combine", combine, ("single",)),
+        ("combine", combine, get_args(Combine)),
         ("rule", rule, get_args(Rule)),
-        ("metric", metric, ("auto", *get_args(Metric))),
     ):
         if value not in allowed:
             choices = ", ".join(map(repr, allowed))
             guess = nearest(str(value), allowed, n=1)[0]
             raise ProbeError(f"unknown {option} {value!r}. Allowed: {choices}. Type: {option}={guess!r}")
+    if combine == "banded" and estimator != "ridge":
+        raise ProbeError(
+            "combine='banded' is a ridge with a penalty for each layer. Type: estimator='ridge', and refit "
+            "with result.fit(estimator='svm')"
+        )
     if not isinstance(cv, int) or cv < 2:
         raise ProbeError(f"cv must be an integer of 2 or more, not {cv!r}. Type: cv=5")
     if repeats != "auto" and (not isinstance(repeats, int) or repeats < 1):
@@ -124,13 +256,7 @@ def _check_options(
         )
 
 
-def _is_instance_with_fit(estimator: Any) -> bool:
-    return not isinstance(estimator, type) and all(
-        hasattr(estimator, name) for name in ("fit", "predict", "get_params")
-    )
-
-
-def _describe(name: str, point: Point, task: Task) -> ProbeRow:
+def _described(name: str, point: Point, task: Task) -> ProbeRow:
     info = point.info
     note = ""
     if is_ragged(point):
@@ -150,56 +276,39 @@ def _describe(name: str, point: Point, task: Task) -> ProbeRow:
     )
 
 
-def _scored(row: ProbeRow, evaluation: Evaluation, task: Task) -> ProbeRow:
-    score, stderr = mean_and_error(evaluation.fold_scores, task.n_folds)
-    return replace(
-        row,
-        score=score,
-        stderr=stderr,
-        fold_scores=evaluation.fold_scores,
-        alpha=evaluation.alpha,
-        at_edge=evaluation.at_edge,
+def _combined(name: str, rows: Sequence[ProbeRow]) -> ProbeRow:
+    """Points that are combined cost what the deepest of them does."""
+    macs = [row.macs for row in rows if row.macs is not None]
+    params = [row.params for row in rows if row.params is not None]
+    return ProbeRow(
+        point=name,
+        points=tuple(row.point for row in rows),
+        dims=sum(row.dims or 0 for row in rows),
+        macs=max(macs) if len(macs) == len(rows) else None,
+        params=max(params) if len(params) == len(rows) else None,
     )
 
 
 def _with_baselines(table: list[ProbeRow]) -> tuple[ProbeRow, ...]:
-    """The raw input first, then by depth; a baseline that is missing is a row that says how to get it."""
+    """The raw input first, then by depth, then what is combined; a missing baseline says how to get it."""
     present = {row.baseline for row in table}
     missing = [
         ProbeRow(point=name, baseline=kind, note=note)
         for kind, name, note in _MISSING_BASELINES
         if kind not in present
     ]
-    depth = {"raw": -1.0, "last": np.inf}
-    return tuple(
-        sorted(
-            table + missing,
-            key=lambda row: depth.get(row.baseline or "", 0 if row.order is None else row.order),
-        )
-    )
+
+    def depth(row: ProbeRow) -> tuple[int, float]:
+        if row.baseline == "raw":
+            return 0, 0.0
+        return (3 if row.points else 2 if row.baseline == "last" else 1), row.order or 0.0
+
+    return tuple(sorted(table + missing, key=depth))
 
 
-def _nested(
-    table: list[ProbeRow], evaluations: dict[str, Evaluation], task: Task, rule: str
-) -> Nested | None:
-    if not task.inner:
-        return None
-    scores, picks = [], []
-    for fold in range(task.n_folds):
-        seen = [
-            replace(
-                row, score=evaluations[row.point].inner[fold][0], stderr=evaluations[row.point].inner[fold][1]
-            )
-            for row in table
-            if row.point in evaluations
-        ]
-        picks.append(choose(seen, rule).point)
-        scores.append(evaluations[picks[-1]].fold_scores[fold])
-    return Nested(*mean_and_error(scores, task.n_folds), tuple(picks))
-
-
-def _out_of_fold(evaluation: Evaluation, task: Task) -> OutOfFold:
+def _out_of_fold(scored: Scored, task: Task) -> OutOfFold:
+    evaluation = scored.evaluation
     true, predicted = task.y, evaluation.predicted
-    if task.classes is not None:
+    if task.kind == "classes" and task.classes is not None:
         true, predicted = task.classes[true], task.classes[predicted]
     return OutOfFold(task.rows, true, predicted, evaluation.probability)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from spile.errors import ProbeError
-from spile.probing.folds import Index, assign_folds, group_codes, possible_folds, selection_rows
+from spile.probing.folds import Index, assign_folds, group_codes, possible_folds
+from spile.probing.labels import check_estimator, encode, kind_of, labelled_rows, values_of
+from spile.probing.metrics import Kind, Metric, Scorer, scorer_for
 
 Array = npt.NDArray[Any]
 Estimator = Any
-"""``"ridge"`` or a scikit-learn estimator."""
-Metric = Literal["accuracy", "balanced_accuracy", "r2"]
+"""``"ridge"``, another name of `spile.probing.heads`, or a scikit-learn estimator."""
 
 STREAM_ROWS = 10_000
 """Up to this many rows are held in memory, alpha chosen by leave-one-out; beyond, by K-fold from moments."""
@@ -86,15 +87,26 @@ class Task:
     rows: Index
     """(n,) positions in the store, ascending."""
     y: Array
-    """(n,) class numbers, or numbers to regress on."""
+    """(n,) class numbers, (n, c) 0 and 1 where a row has several labels, or (n,) numbers to regress on."""
     classes: Array | None
     """(c,) the labels behind the class numbers; ``None`` for regression."""
+    kind: Kind
     estimator: Estimator
-    metric: Metric
+    scorer: Scorer
     folds: Index
     """(repeats, n) the fold in which each row is held out."""
     inner: tuple[Index, ...] = ()
     """For each fold of the first repeat, the (repeats, m) folds of its training rows; or empty."""
+
+    def inside(self, fold: int) -> Task:
+        """The same asked of the training rows of one fold of the first repeat, with folds of their own."""
+        train = np.flatnonzero(self.folds[0] != fold)
+        return replace(self, rows=self.rows[train], y=self.y[train], folds=self.inner[fold], inner=())
+
+    def thinned(self, rows: int) -> Task:
+        """The same on evenly spaced rows, about `rows` of them, with the folds of the first repeat."""
+        step = -(-len(self.rows) // rows)
+        return replace(self, rows=self.rows[::step], y=self.y[::step], folds=self.folds[:1, ::step], inner=())
 
     @property
     def n_folds(self) -> int:
@@ -106,10 +118,24 @@ class Task:
         """The class numbers, (c,)."""
         return None if self.classes is None else np.arange(len(self.classes))
 
+    def score(self, at: Index, answers: Array) -> float:
+        """The score of answers for the rows at the positions `at`; class numbers become labels for a user's
+        own metric."""
+        y = self.y[at]
+        if self.scorer.function is not None and self.kind == "classes" and self.classes is not None:
+            y, answers = self.classes[y], self.classes[answers]
+        return self.scorer.score(y, answers, self.codes)
+
+    @property
+    def targets(self) -> Array:
+        """What a model is fitted on so that it predicts labels: (n,) labels or numbers, or `y` itself."""
+        named = self.kind == "classes" and self.classes is not None
+        return self.classes[self.y] if named and self.classes is not None else self.y
+
     @property
     def streams(self) -> bool:
         """Too many rows to hold a point in memory."""
-        return isinstance(self.estimator, str) and len(self.rows) > STREAM_ROWS
+        return self.estimator == "ridge" and len(self.rows) > STREAM_ROWS
 
 
 def make_task(
@@ -117,18 +143,22 @@ def make_task(
     *,
     rows: Sequence[int] | Array | None,
     estimator: Estimator,
-    metric: Metric | Literal["auto"],
+    metric: Metric,
     cv: int,
     repeats: int | Literal["auto"],
     seed: int,
+    labels: Sequence[Any] | Array | None = None,
+    nested: bool | Literal["auto"] = "auto",
 ) -> Task:
     """Settle rows, labels, metric and folds. Warns when the rows allow fewer than `cv` folds."""
-    positions, labels = _labelled(store, rows)
-    resolved = _metric(labels, metric, estimator)
-    y, classes = _encode(labels, resolved)
-    named = _values(store.groups, len(store))
+    positions, given = labelled_rows(store, rows, labels)
+    kind = kind_of(given, metric)
+    scorer = scorer_for(metric, kind)
+    check_estimator(estimator, kind)
+    y, classes = encode(given, kind)
+    named = values_of(store.groups, len(store))
     groups = group_codes([named[i] for i in positions])
-    stratify = classes is not None
+    stratify = kind == "classes"
     k = possible_folds(y, cv=cv, groups=groups, stratify=stratify)
     if k < 2:
         raise ProbeError(
@@ -141,8 +171,10 @@ def make_task(
         )
     times = max(1, min(10, 1000 // len(y))) if repeats == "auto" else repeats
     folds = assign_folds(y, folds=k, repeats=times, seed=seed, groups=groups, stratify=stratify)
-    inner = _inner_folds(y, folds, cv=cv, seed=seed, groups=groups, stratify=stratify)
-    task = Task(positions, y, classes, estimator, resolved, folds, inner)
+    inner: tuple[Index, ...] = ()
+    if nested is True or (nested == "auto" and len(y) <= NESTED_ROWS):
+        inner = _inner_folds(y, folds, cv=cv, seed=seed, groups=groups, stratify=stratify)
+    task = Task(positions, y, classes, kind, estimator, scorer, folds, inner)
     if task.streams and task.n_folds < 3:
         raise ProbeError(
             f"more than {STREAM_ROWS:,} rows need three folds or more, not {task.n_folds}. Type: cv=5"
@@ -153,9 +185,7 @@ def make_task(
 def _inner_folds(
     y: Array, folds: Index, *, cv: int, seed: int, groups: Array | None, stratify: bool
 ) -> tuple[Index, ...]:
-    """The `Task.inner` of a task: none where the rows are too many, or too few to be split again."""
-    if len(y) > NESTED_ROWS:
-        return ()
+    """The `Task.inner` of a task: none where the rows are too few to be split again."""
     parts = []
     for fold in range(int(folds[0].max()) + 1):
         train = folds[0] != fold
@@ -168,102 +198,3 @@ def _inner_folds(
             assign_folds(y[train], folds=k, repeats=repeats, seed=seed, groups=mine, stratify=stratify)
         )
     return tuple(parts)
-
-
-def _labelled(store: FeatureStore, rows: Sequence[int] | Array | None) -> tuple[Index, list[Any]]:
-    """The ascending positions of the rows to use, and their labels."""
-    labels = _values(store.labels, len(store))
-    if all(map(_is_missing, labels)):
-        raise ProbeError(
-            "no row of this store has a label, and a probe learns from labels. Extract data with labels, "
-            "e.g. a folder of class folders: spile.extract(tap, 'folder/')"
-        )
-    if rows is None:
-        splits = _values(store.splits, len(store))
-        positions = selection_rows(splits)
-        chosen = np.array([i for i in positions if not _is_missing(labels[i])], dtype=np.intp)
-        if not len(chosen):
-            names = ", ".join(sorted({repr(str(split)) for split in splits if split is not None}))
-            raise ProbeError(
-                f"no labelled row to choose by: the splits are {names}, and only 'train' may be looked at, "
-                "or rows without a split. Type: spile.probe(store, rows=[...])"
-            )
-        return chosen, [labels[i] for i in chosen]
-    chosen = _positions(rows, len(labels))
-    unlabelled = [int(i) for i in chosen if _is_missing(labels[i])]
-    if unlabelled:
-        raise ProbeError(
-            f"{len(unlabelled)} of the {len(chosen)} rows have no label, the first is row {unlabelled[0]}. "
-            "Leave them out of rows="
-        )
-    return chosen, [labels[i] for i in chosen]
-
-
-def _values(column: Sequence[Any] | Array | None, n: int) -> list[Any]:
-    return [None] * n if column is None else list(column)
-
-
-def _positions(rows: Sequence[int] | Array, n: int) -> Index:
-    given = np.asarray(rows)
-    if given.dtype == bool and given.shape == (n,):
-        given = np.flatnonzero(given)
-    if (
-        given.ndim != 1
-        or not len(given)
-        or given.dtype.kind not in "iu"
-        or given.min() < 0
-        or given.max() >= n
-    ):
-        raise ProbeError(
-            f"rows must be positions from 0 to {n - 1} or a mask of {n} booleans. Type: rows=range({n})"
-        )
-    return np.unique(given).astype(np.intp)
-
-
-def _is_missing(label: Any) -> bool:
-    return label is None or label != label
-
-
-def _metric(labels: list[Any], metric: Metric | Literal["auto"], estimator: Estimator) -> Metric:
-    numbers = all(isinstance(label, float | np.floating) for label in labels)
-    resolved: Metric = metric if metric != "auto" else "r2" if numbers else "accuracy"
-    if resolved == "r2" and not all(isinstance(label, int | float | np.number) for label in labels):
-        raise ProbeError(f"metric='r2' needs numbers as labels, not {labels[0]!r}. Type: metric='accuracy'")
-    if not isinstance(estimator, str):
-        from sklearn.base import is_classifier, is_regressor
-
-        if is_regressor(estimator) if resolved != "r2" else is_classifier(estimator):
-            wanted = "a regressor" if resolved == "r2" else "a classifier"
-            raise ProbeError(
-                f"metric={resolved!r} needs {wanted}, not {type(estimator).__name__}. "
-                f"Type: estimator='ridge', or metric={'accuracy' if resolved == 'r2' else 'r2'!r}"
-            )
-    return resolved
-
-
-def _encode(labels: list[Any], metric: Metric) -> tuple[Array, Array | None]:
-    """Class numbers and the classes behind them, or numbers and ``None``."""
-    if metric == "r2":
-        numbers = np.asarray(labels, dtype=np.float64)
-        low, high = numbers.min(), numbers.max()
-        if len(numbers) < 4 or low == high:
-            raise ProbeError(
-                f"a regression needs four rows with labels that differ, not {len(numbers)} from {low:g} to "
-                f"{high:g}. Add rows"
-            )
-        return numbers, None
-    if len({isinstance(label, str) for label in labels}) > 1:
-        raise ProbeError("some labels are text and some are numbers; make them all text")
-    classes, y, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
-    if len(classes) < 2:
-        raise ProbeError(
-            f"all {len(y)} rows have the label {classes[0].item()!r}: a classifier needs two classes. "
-            "Add rows of another class"
-        )
-    rare = [label.item() for label in classes[counts < 2]]
-    if rare:
-        raise ProbeError(
-            f"{len(rare)} of {len(classes)} classes have one row only, such as {rare[0]!r}: one to train and "
-            "one to score are needed. Add rows, or leave these out with rows="
-        )
-    return y.astype(np.intp), classes

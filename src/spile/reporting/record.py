@@ -106,6 +106,20 @@ class Seed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Held-out scores with so many labels of every class, and half of the 95 % interval of the mean."""
+
+    shots: int
+    seeds: int
+    chosen: float
+    chosen_interval: float | None = None
+    last: float | None = None
+    last_interval: float | None = None
+    raw: float | None = None
+    raw_interval: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confusion:
     """Counts, a row a true label and a column a predicted one."""
 
@@ -207,6 +221,7 @@ class Run:
     data: Data | None = None
     chosen: Chosen | None = None
     seeds: tuple[Seed, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     confusion: Confusion | None = None
     neighbors: tuple[Neighbors, ...] = ()
     mistakes: tuple[Mistake, ...] = ()

@@ -19,15 +19,19 @@ from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of
+from spile.torch.whole import FORMATS, open_whole, save_whole
 
 __all__ = [
+    "FORMATS",
     "architecture_hash",
     "engine",
     "example",
     "export",
     "load_reached",
     "observe",
+    "open_whole",
     "save_reached",
+    "save_whole",
     "tap",
     "versions",
     "weights_hash",

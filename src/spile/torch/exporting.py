@@ -19,8 +19,7 @@ from spile.loading import first_line
 from spile.torch.taps import Tap
 from spile.torch.trees import inputs_of, tensors, transform, unwrap
 
-EXPORTED = Exported("network.pt2", "@out:0", "none")
-"""The file holds the pool too."""
+FILE = "network.pt2"
 
 
 def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Exported:
@@ -31,33 +30,44 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
     number of samples; tracing alone tells, so with `dry` nothing is done.
     """
     if dry:
-        return EXPORTED
-    path = folder / EXPORTED.file
+        return Exported(FILE, (), ())
+    program = traced(tap, _Flows(tap), example)
+    try:
+        torch.export.save(program, folder / FILE)
+    except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
+        raise ModelError(f"the model cannot be saved to {folder / FILE}: {first_line(error)}") from error
+    count = len(tap.points)
+    # The file holds the pools too.
+    return Exported(FILE, tuple(f"@out:{i}" for i in range(count)), ("none",) * count)
+
+
+def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
+    """A program of `module`, which runs `tap`, for any number of samples, without what nothing reads.
+
+    `example` is a batch as the model takes it. Raises `ModelError` where PyTorch cannot trace the model, or
+    only for one number of samples.
+    """
     inputs = inputs_of(unwrap(tap.model), _two_or_more(example))
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for _, tensor in tensors(inputs):
         # The number of samples must stay free; whether the length of texts may vary, PyTorch finds out.
-        lengths = () if tensor.is_floating_point() else range(1, tensor.ndim)
+        fixed = tensor.is_floating_point() or tensor.dtype == torch.uint8  # pixels
+        lengths = () if fixed else range(1, tensor.ndim)
         shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
     try:
         with torch.no_grad(), _evaluating(tap.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about its own exporter
-            traced = torch.export.export(
-                _Flows(tap), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
+            program = torch.export.export(
+                module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
             )
             # Without in-place operations dead code is recognised as such.
-            program = _pruned(traced.run_decompositions({}))
+            return _pruned(program.run_decompositions({}))
     except Exception as error:  # tracing runs the model's own code: anything may come out
         raise ModelError(
             f"{type(tap.model).__name__} cannot be exported by torch {torch.__version__} "
             f"({first_line(error)}): pass a reference such as 'timm:resnet50' or 'hf:./FOLDER' in place of "
             "the model object"
         ) from error
-    try:
-        torch.export.save(program, path)
-    except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
-        raise ModelError(f"the model cannot be saved to {path}: {first_line(error)}") from error
-    return EXPORTED
 
 
 class _Flows(nn.Module):

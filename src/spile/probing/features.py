@@ -1,0 +1,110 @@
+"""What a model is fitted on: the activations of one point, or of several side by side.
+
+Of several, each row of each point is first divided by its length, so that no layer counts for more because
+its activations are larger; a single point is taken as it is. Standardisation is part of the model that is
+fitted, since it looks at more than one row; this does not, so a row alone gives the same features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spile.errors import ProbeError
+from spile.probing.folds import Index
+from spile.probing.task import Column, FeatureStore, Point, Task
+
+Array = npt.NDArray[Any]
+
+_HELD_BYTES = 1 << 30
+"""Columns are kept in memory up to this size together; further ones are read again each time."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Points to fit one model on."""
+
+    points: tuple[str, ...]
+    banded: bool = False
+    """Each point has its own penalty, chosen on the training rows of each fit."""
+
+
+class Features:
+    """Reads the features of candidates for the rows of a task, each column once if memory allows."""
+
+    def __init__(self, store: FeatureStore, task: Task) -> None:
+        self._store, self._rows = store, task.rows
+        self._held: dict[str, Array] = {}
+
+    def of(self, task: Task) -> Features:
+        """The same for the rows of another task."""
+        return Features(self._store, task)
+
+    def parts(self, candidate: Candidate, rows: Index) -> list[Array]:
+        """For each point (m, d) features of ascending store `rows`, which are among those of the task."""
+        at = np.searchsorted(self._rows, rows)
+        return prepared([self._column(point)[at] for point in candidate.points])
+
+    def stream(self, candidate: Candidate, rows: Index) -> Iterator[tuple[slice, Array]]:
+        """Yield, batch by batch, the slice of `rows` that it holds and their features (m, d)."""
+        readers = [stream_rows(self._store[point], rows, point=point) for point in candidate.points]
+        for pieces in zip(*readers, strict=True):
+            yield pieces[0][0], joined([X for _, X in pieces])
+
+    def _column(self, point: str) -> Array:
+        if point in self._held:
+            return self._held[point]
+        X = np.concatenate([X for _, X in stream_rows(self._store[point], self._rows, point=point)])
+        if X.nbytes + sum(held.nbytes for held in self._held.values()) <= _HELD_BYTES:
+            self._held[point] = X
+        return X
+
+
+def prepared(parts: Sequence[Array]) -> list[Array]:
+    """The parts (n, d) as they are fitted on: one as it is, several with rows of length 1."""
+    return list(parts) if len(parts) == 1 else [unit_rows(part) for part in parts]
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """The parts prepared and side by side, (n, sum of d)."""
+    ready = prepared(parts)
+    return ready[0] if len(ready) == 1 else np.concatenate(ready, axis=1)
+
+
+def unit_rows(X: Array) -> Array:
+    """Rows (n, d) divided by their Euclidean length, float64; a row of zeros stays one."""
+    X = np.asarray(X, dtype=np.float64)  # the squares of float16 activations overflow from 256 on
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    return np.asarray(X / np.where(length > 0, length, 1.0))
+
+
+def stream_rows(column: Column, rows: Index, *, point: str) -> Iterator[tuple[slice, Array]]:
+    """Yield, batch by batch, the slice of ascending `rows` that it holds and these rows, flattened (m, d)."""
+    start = 0
+    for batch in column.batches():
+        low, high = np.searchsorted(rows, [start, start + len(batch)])
+        if low < high:
+            X = batch[rows[low:high] - start].reshape(high - low, -1)
+            if not np.isfinite(X).all():
+                raise ProbeError(
+                    f"{point!r} holds NaN or infinite activations: extract it again with dtype='float32'"
+                )
+            yield slice(int(low), int(high)), X
+        start += len(batch)
+        if high == len(rows):
+            return
+
+
+def is_ragged(point: Point) -> bool:
+    """Rows differ in length (tokens that were not pooled)."""
+    return any(not size or size < 0 for size in point.shape)
+
+
+def width(point: Point) -> int:
+    """The number of features of a row, flattened."""
+    return prod(size or 0 for size in point.shape)

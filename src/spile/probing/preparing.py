@@ -1,0 +1,96 @@
+"""Getting ready: the data opened, a few samples read, the layers tapped, the folder made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from spile import structure
+from spile.backend import Tap, backend_of
+from spile.data import Batch, Source, Stream, batches, open_source
+from spile.errors import DataError, StoreError
+from spile.models import LoadedModel
+from spile.observation import Observation
+from spile.preprocessing import ImagePreprocessing
+from spile.probing.rows import check_labels
+from spile.resolution import AddressesLike, AddressLike
+from spile.taps import tap as make_tap
+
+_RAW_IMAGE, _RAW_VECTOR = "raw pixels", "raw input"
+_RAW_CELLS = "grid:28"
+_FEW = 8
+
+
+def open_data(data: Any) -> Source | Stream:
+    """The data, which is read twice: a few samples, then all. What is useless is refused."""
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"a {type(data).__name__} can be read only once: pass what makes it, such as a DataLoader, a "
+            "list of samples, or arrays (x, y)"
+        )
+    source = open_source(data)
+    if isinstance(source, Source):
+        check_labels(record.label for record in source.records)
+    return source
+
+
+def few_samples(loaded: LoadedModel, source: Source | Stream) -> Batch:
+    """A few samples as the model is given them, for the dry pass and for comparing the saved model."""
+    preprocessing = None if source.kind == "array" else loaded.preprocessing
+    reading = batches(source, preprocessing, batch_size=_FEW, tokenizer=loaded.tokenize)
+    skipped: list[str] = []
+    try:
+        for batch in reading:
+            if batch.records:
+                return batch
+            skipped += [f"{bad.id}: {bad.reason}" for bad in batch.skipped]
+    finally:
+        reading.close()
+    raise DataError(f"{source.name}: not one sample can be used ({'; '.join(skipped[:3]) or 'it is empty'})")
+
+
+def example_of(loaded: LoadedModel, few: Batch) -> Any:
+    """The batch as the model takes it."""
+    return backend_of(loaded.model).example(few.inputs, preprocessing=images_of(loaded), model=loaded.model)
+
+
+def images_of(loaded: LoadedModel) -> ImagePreprocessing | None:
+    """What the model wants done to images; ``None`` where it takes none."""
+    return loaded.preprocessing if isinstance(loaded.preprocessing, ImagePreprocessing) else None
+
+
+def make_folder(out: str | os.PathLike[str]) -> Path:
+    """The run's folder, made if need be. Raises `StoreError` where that cannot be."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder}: {error.strerror or error}. Name another folder (out=, --out)"
+        ) from error
+    return folder
+
+
+def tap_for(loaded: LoadedModel, observation: Observation, addresses: AddressesLike, example: Any) -> Tap:
+    """The wanted layers, the last features, and the input where it is one image or one vector."""
+    wanted: dict[str, AddressLike] = {}
+    raw = _raw(observation)
+    if raw is not None:
+        wanted[raw] = "@in"
+    with closing(make_tap(loaded, addresses, example=example)) as found:
+        wanted |= {point.name: point.address for point in found.points}
+        taken = {point.address for point in found.points}
+    last = structure.last_features(observation)
+    if last not in taken:
+        wanted[last] = last
+    return make_tap(loaded, wanted, pool={raw: _RAW_CELLS} if raw == _RAW_IMAGE else "auto", example=example)
+
+
+def _raw(observation: Observation) -> str | None:
+    items = observation.root.inputs
+    if len(items) != 1 or not items[0].dtype.startswith("float"):
+        return None
+    return {"BCYX": _RAW_IMAGE, "BYXC": _RAW_IMAGE, "BC": _RAW_VECTOR}.get(items[0].layout or "")

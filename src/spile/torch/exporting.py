@@ -40,10 +40,10 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
         lengths = () if tensor.is_floating_point() else range(1, tensor.ndim)
         shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
     try:
-        with torch.no_grad(), _evaluating(tap.model), warnings.catch_warnings():
+        with torch.no_grad(), exporting(tap.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about its own exporter
             traced = torch.export.export(
-                _Flows(tap), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
+                Flows(tap), inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
             )
             # Without in-place operations dead code is recognised as such.
             program = _pruned(traced.run_decompositions({}))
@@ -60,15 +60,21 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
     return EXPORTED
 
 
-class _Flows(nn.Module):
-    """The tap with a plain tuple for its output."""
+class Flows(nn.Module):
+    """The tap with a plain tuple for its output.
+
+    The model is its submodule and the tap is not: `torch.export` may copy modules, and a copy of a tap that is
+    thrown away would take the hooks off the model.
+    """
 
     def __init__(self, tap: Tap) -> None:
         super().__init__()
-        self.tap = tap
+        self.model = tap.model
+        self._tap = (tap,)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        return tuple(self.tap(*args, **kwargs).values())
+        """What is kept, in the order of the points."""
+        return tuple(self._tap[0](*args, **kwargs).values())
 
 
 def _two_or_more(example: Any) -> Any:
@@ -77,15 +83,26 @@ def _two_or_more(example: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
+def exporting(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; afterwards every attribute of every module is the very object it was.
+
+    `torch.export` takes the hooks off a module that the model holds under two names, and makes other
+    attributes anew.
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    inside = [{name: dict(of) for name, of in known.items() if isinstance(of, dict)} for _, known in before]
+    for module, _ in before:
         module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for (module, known), contents in zip(before, inside, strict=True):
+            for name in vars(module).keys() - known.keys():
+                del vars(module)[name]
+            vars(module).update(known)
+            for name, entries in contents.items():
+                known[name].clear()
+                known[name].update(entries)
 
 
 def _pruned(program: ExportedProgram) -> ExportedProgram:

@@ -143,9 +143,10 @@ class AskedEngine:
         """Run one batch. Raises `ModelError` on the first where the engine cannot, or gives other values."""
         if self._ready is not None:
             return self._ready(inputs)
+        began = time.perf_counter()
         try:
             engine = self.candidate.prepare(inputs)
-            found = engine(inputs)
+            own, found = _timed(engine, inputs)
             error = checked(found, self.reference(inputs), self.precision)
         except EngineUnfit as unfit:
             raise ModelError(
@@ -153,6 +154,7 @@ class AskedEngine:
             ) from unfit
         self.notes |= {
             "asked": self.name,
+            "preparation_seconds": round(time.perf_counter() - began - own, 2),
             "largest_difference": error,
             "tolerance": TOLERANCE[self.precision],
         }

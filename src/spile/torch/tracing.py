@@ -97,7 +97,7 @@ class _Flat(nn.Module):
             leaves = [next(left) if leaf is None else leaf for leaf in self._first.constants]
             args, kwargs = pytree.tree_unflatten(leaves, self._first.spec)
             found = self.flows(*args, **kwargs)
-        return tuple(v.float() if v.is_floating_point() else v for v in found)
+        return tuple(_as_float32(value) for value in found)
 
 
 def trace(tap: Tap, inputs: Any, preprocessing: ImagePreprocessing | None) -> Traced:
@@ -130,6 +130,11 @@ def trace(tap: Tap, inputs: Any, preprocessing: ImagePreprocessing | None) -> Tr
         raise EngineUnfit(f"it cannot be traced: {reason_of(error)}") from error
     _require_no_state(program)
     return Traced(_truncated(program), tuple(point.name for point in tap.points), first)
+
+
+def _as_float32(value: Tensor) -> Tensor:
+    """Without an operation where it is that already: one after the last layer would keep all layers alive."""
+    return value.float() if value.is_floating_point() and value.dtype != torch.float32 else value
 
 
 def _two_rows(tensor: Tensor) -> Tensor:

@@ -148,8 +148,8 @@ def growth() -> str:
     (small, few), (large, many) = found.values()
     return (
         "## Ten times the samples\n\n1,000 and 10,000 images of 64x64 to a store on disk, "
-        f"EfficientNet-Lite0 at `blocks.2`, once prepared: {small:.1f} s and {large:.1f} s, {large / small:.2f} times; "
-        f"most memory {few:.0f} and {many:.0f} MiB."
+        f"EfficientNet-Lite0 at `blocks.2`, once prepared: {small:.1f} s and {large:.1f} s, "
+        f"{large / small:.2f} times; most memory {few:.0f} and {many:.0f} MiB."
     )
 
 

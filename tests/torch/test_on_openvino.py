@@ -46,7 +46,7 @@ def test_images_are_normalised_and_pooled_inside_and_results_are_the_callers_own
     first = engine(pixels(5))
     kept = {name: value.copy() for name, value in first.items()}
     for samples in (5, 1, 3):
-        batch = np.ascontiguousarray(pixels(samples)[::-1])
+        batch = pixels(samples) // 2
         for name, expected in eager(batch).items():
             np.testing.assert_allclose(engine(batch)[name], expected, rtol=1e-4, atol=1e-5)
     for name, value in first.items():  # the next batches have not written into it

@@ -63,8 +63,8 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
 class Flows(nn.Module):
     """The tap with a plain tuple for its output.
 
-    The model is its submodule and the tap is not: `torch.export` may copy modules, and a copy of a tap that is
-    thrown away would take the hooks off the model.
+    The model is its submodule and the tap is not: `torch.export` may copy modules, and a copy of a tap that
+    is thrown away would take the hooks off the model.
     """
 
     def __init__(self, tap: Tap) -> None:

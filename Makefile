@@ -20,7 +20,7 @@ done
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-zoo lint format clean
+.PHONY: help demo test test-zoo bench lint format clean
 
 help: ## Say what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,10 @@ test: $(VENV)/.dev ## The tests that every change must pass (under 15 minutes on
 test-zoo: $(VENV)/.dev ## The long matrices: many architectures, kill loops, soak
 	$(PYTEST) --ignore tests/keras -m zoo --timeout 1800 $(PARALLEL)
 	$(call on_each_keras_backend,-m zoo --timeout 1800 $(PARALLEL))
+
+bench: $(VENV)/.dev ## Speed against the usual tools, in paired runs, into docs/benchmarks.md (about 10 minutes, quiet machine)
+	$(INSTALL) --group bench
+	$(BIN)/python benchmarks/speed.py --out docs/benchmarks.md
 
 lint: $(VENV)/.dev ## Style, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -19,8 +19,10 @@ from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOu
 Mode = Literal["eval", "as_is"]
 """``eval``: the pass runs in evaluation mode and puts the flags back; ``as_is``: as the caller left them."""
 Precision = Literal["float32", "bfloat16"]
-EngineName = Literal["auto", "eager"]
-"""``eager``: the model as it is, the reference; ``auto``: the fastest that gives the same values."""
+EngineName = Literal["auto", "eager", "compile", "openvino"]
+"""``eager``: the model as it is, the reference; ``compile``: the framework's own compiler;
+``openvino``: for CPUs; ``auto``: the fastest that gives the same values, where the run is long enough for it
+to be prepared. But for eager, the weights are those of the first batch."""
 
 
 class Activations(dict[str, Any]):
@@ -111,6 +113,16 @@ class Engine(Protocol):
         """What ran the batches, known after the first one."""
         ...
 
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of what the values depend on besides `Backend.versions`."""
+        ...
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """How it was chosen and checked, for the manifest: plain JSON values."""
+        ...
+
     def __call__(self, inputs: Any) -> Mapping[str, Any]:
         """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
         ...
@@ -182,8 +194,9 @@ class Backend(Protocol):
         preprocessing: ImagePreprocessing | None,
         precision: Precision,
         name: EngineName = "auto",
+        samples: int | None = None,
     ) -> Engine:
-        """What runs a tap during extraction."""
+        """What runs a tap during extraction of that many `samples`, where the number is known."""
         ...
 
     def example(self, inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:

@@ -19,17 +19,14 @@ from spile.backend import Engine, EngineName, Precision, Tap, backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import DataError, ModelError
 from spile.models import LoadedModel
-from spile.pipeline import BadSampleLimit, written_behind
+from spile.pipeline import BadSampleLimit, automatic_batch_size, written_behind
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 from spile.progress import progress_bar
 from spile.resolution import Point
-from spile.store import ColumnSpec, Manifest, Store, Writer, create, has_store
+from spile.store import ColumnSpec, Manifest, Store, Writer, create, has_store, open_store
 from spile.store import resume as resume_store
 
 Dtype = Literal["float16", "float32"]
-
-BATCH_SIZE = 32
-"""What ``batch_size="auto"`` means."""
 
 _MASKS = ("attention_mask", "padding_mask")
 """What Hugging Face and Keras Hub call the input that says which tokens are real."""
@@ -61,9 +58,11 @@ def extract(
         data: anything `spile.data.open_source` takes: a folder, a manifest, arrays, a DataLoader, a demo set.
         path: of the Lance dataset to write, local or ``s3://…``; ``None`` keeps the store in memory.
         dtype: what is stored. ``float16`` halves the size; what it cannot hold is an error, not an infinity.
-        engine: how the tap is run; ``auto`` chooses.
-        precision: what is computed in.
-        batch_size: samples a batch. A resumed run must use the same, which ``auto`` does.
+        engine: how the tap is run: ``eager``, ``compile``, ``openvino``; with ``auto`` the first batch is
+            compared and timed, and the store's manifest says what was chosen and why. A resumed run keeps it.
+        precision: what is computed in; ``bfloat16`` is faster where the processor has it, and less exact.
+        batch_size: samples a batch. A resumed run must use the same, which ``auto`` does; otherwise it goes
+            by the cost of a sample and the size of what is kept.
         preprocessing: what uint8 images or texts get, where the tap does not bring it.
         resume: go on with a store at `path` that a killed run left; a finished one is returned as it is. With
             ``False``, anything at `path` is an error.
@@ -74,7 +73,12 @@ def extract(
     Raises `DataError`, `CaptureError`, `StoreError`, and `FingerprintMismatch` where the store at `path` was
     made by something that gives other values.
     """
-    with _run(tap, data, engine, precision, batch_size, preprocessing, workers) as run:
+    made: Mapping[str, Any] = {}
+    if path is not None and resume and has_store(path, storage_options=storage_options):
+        made = open_store(path, storage_options=storage_options).manifest.fingerprinted
+        engine = made["engine"] if engine == "auto" else engine
+        batch_size = made["batch_size"] if batch_size == "auto" else batch_size
+    with _run(tap, data, engine, precision, batch_size, preprocessing, workers, again=bool(made)) as run:
         columns = run.columns(dtype)
         manifest = run.manifest()
         writer = _open_writer(path, columns, manifest, again=resume, storage_options=storage_options)
@@ -111,7 +115,8 @@ def add(
     model, its preprocessing, precision and samples must be those of the store (`FingerprintMismatch`).
     """
     made = store.manifest.fingerprinted
-    with _run(tap, data, "auto", made["precision"], made["batch_size"], preprocessing, workers) as run:
+    precision, size = made["precision"], made["batch_size"]
+    with _run(tap, data, "auto", precision, size, preprocessing, workers, again=False) as run:
         columns = run.columns(dtype)
         known = set(store.ids.tolist())
         with (
@@ -159,6 +164,8 @@ class _Run:
     precision: Precision
     batch_size: int
     workers: int | None
+    again: bool
+    """The run goes on with a store: its first batch is computed for the shapes alone, in eager."""
     bytes: int = 0
 
     @property
@@ -175,7 +182,13 @@ class _Run:
                 break
         else:
             raise DataError(_nothing_read(self.source.name, self._lead))
-        self._lead_arrays = self._compute(self._lead[-1])
+        images = self.preprocessing if isinstance(self.preprocessing, ImagePreprocessing) else None
+        first = self.engine
+        if self.again:
+            first = backend_of(self.tap.model).engine(
+                self.tap, name="eager", preprocessing=images, precision=self.precision
+            )
+        self._lead_arrays = self._compute(self._lead[-1], first)
 
     def _read(self, start: int) -> Iterator[Batch]:
         return batches(
@@ -187,10 +200,10 @@ class _Run:
             tokenizer=self.tokenize,
         )
 
-    def _compute(self, batch: Batch) -> dict[str, Any]:
+    def _compute(self, batch: Batch, engine: Engine) -> dict[str, Any]:
         if not batch.records:
             return {}
-        return {name: self._kept(name, values, batch) for name, values in self.engine(batch.inputs).items()}
+        return {name: self._kept(name, values, batch) for name, values in engine(batch.inputs).items()}
 
     def _kept(self, name: str, values: np.ndarray[Any, Any], batch: Batch) -> Any:
         """The values of a batch; tokens that are padding go, which leaves samples of several lengths."""
@@ -234,6 +247,7 @@ class _Run:
                 "batch_size": self.batch_size,
                 "versions": {
                     **backend.versions(self.tap.model),
+                    **self.engine.versions,
                     "pillow": metadata.version("pillow"),
                     "spile": spile.__version__,
                 },
@@ -243,6 +257,7 @@ class _Run:
                 if origin
                 else f"{type(self.tap.model).__module__}.{type(self.tap.model).__qualname__}",
                 "data": self.source.name,
+                "engine": dict(self.engine.notes),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "numpy": np.__version__,
             },
@@ -253,15 +268,16 @@ class _Run:
         empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
         ahead: Iterator[tuple[Batch, dict[str, Any]]]
         if start == 0:
+            found: dict[str, Any] = {} if self.again else self._lead_arrays
             ahead = chain(
-                zip(self._lead, [{}] * (len(self._lead) - 1) + [self._lead_arrays], strict=True),
+                zip(self._lead, [{}] * (len(self._lead) - 1) + [found], strict=True),
                 _uncomputed(self._first),
             )
         else:
             self.close()
             ahead = _uncomputed(self._read(start))
         for batch, arrays in ahead:
-            arrays = arrays or self._compute(batch) or empty
+            arrays = arrays or self._compute(batch, self.engine) or empty
             self.bytes += (
                 sum(_size(values) for values in arrays.values()) * np.dtype(columns[0].dtype).itemsize
             )
@@ -283,9 +299,9 @@ def _run(
     batch_size: int | Literal["auto"],
     preprocessing: Preprocessing | None,
     workers: int | None,
+    *,
+    again: bool,
 ) -> Iterator[_Run]:
-    if engine not in ("auto", "eager"):
-        raise ModelError(f"unknown engine {engine!r}: write 'auto' or 'eager'")
     source = open_source(data)
     origin: LoadedModel | None = tap.origin
     chosen = preprocessing or (origin.preprocessing if origin else None)
@@ -297,10 +313,17 @@ def _run(
         source=source,
         preprocessing=chosen,
         tokenize=origin.tokenize if origin else None,
-        engine=backend_of(tap.model).engine(tap, name=engine, preprocessing=images, precision=precision),
+        engine=backend_of(tap.model).engine(
+            tap,
+            name=engine,
+            preprocessing=images,
+            precision=precision,
+            samples=source.length if isinstance(source, Stream) else len(source.records),
+        ),
         precision=precision,
-        batch_size=BATCH_SIZE if batch_size == "auto" else batch_size,
+        batch_size=automatic_batch_size(tap) if batch_size == "auto" else batch_size,
         workers=workers,
+        again=again,
     )
     try:
         yield run

@@ -9,11 +9,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from spile.backend import Tap
 from spile.data import Batch
-from spile.errors import DataError, StoreError
+from spile.errors import CaptureError, DataError, StoreError
+
+BATCH_SIZE = 32
+"""Samples a batch where nothing is known yet of the points."""
+
+_SMALLEST, _LARGEST = 8, 256
+_MACS_A_BATCH = 4e9
+"""About a tenth of a second on two processors: what a batch costs besides is then little."""
+_KEPT_BYTES = 128 << 20
+"""Of a batch's kept values; a few batches wait to be written at any time."""
+
+_WHOLE = ("none", "flatten", "callable")
+"""Pools that may keep as much as there is."""
 
 _QUEUED = 2
 _SAMPLES_BEFORE_JUDGING_A_STREAM = 1000
+
+
+def automatic_batch_size(tap: Tap) -> int:
+    """A power of two: large where samples are cheap, small where what is kept of one is large."""
+    try:
+        points = tap.points
+    except CaptureError:  # they are learnt from the first batch
+        return BATCH_SIZE
+    macs = max(point.macs for point in points)
+    kept = sum(4 * math.prod(point.shape) if point.pool.kind in _WHOLE else 0 for point in points)
+    fitting = _KEPT_BYTES / kept if kept else _LARGEST
+    wanted = min(max(_MACS_A_BATCH / max(macs, 1), BATCH_SIZE), fitting, _LARGEST)
+    return max(_SMALLEST, 2 ** int(math.log2(wanted))) if wanted >= 1 else 1
 
 
 @contextmanager

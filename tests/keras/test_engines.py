@@ -59,7 +59,7 @@ def test_the_engine_gives_the_values_of_the_tap() -> None:
 def test_it_is_compiled_where_the_backend_compiles_and_says_so() -> None:
     run = engine(spile.tap(net(), "conv"))
     run(batch(2))
-    assert run.name == ("compiled" if COMPILES else "eager")
+    assert run.name == ("compile" if COMPILES else "eager")
     asked = engine(spile.tap(net(), "conv"), name="eager")
     asked(batch(2))
     assert isinstance(asked, EagerEngine)

@@ -1,4 +1,4 @@
-"""The whole model as one file: the same scores and labels as the pipeline, and nothing past the layers used."""
+"""The whole model as one file: scores and labels of the pipeline, and nothing past the layers used."""
 
 from __future__ import annotations
 

@@ -175,6 +175,7 @@ def of(model: nn.Module, run: Callable[..., dict[str, Tensor]], **inputs: tuple[
 
 class TestTorch(BackendTests):
     separator, map_layout, dense = ".", "BCYX", "Linear"
+    engines = ("eager", "compile", "openvino")
 
     def chain(self) -> Case:
         torch.manual_seed(0)

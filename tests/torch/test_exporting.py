@@ -64,7 +64,7 @@ def test_what_lies_past_the_tap_is_not_in_the_file(net: nn.Module, tmp_path: Pat
     export_tap(Tap(net, "body", pool="avg", example=x), x, tmp_path)
 
     program = torch.export.load(tmp_path / "network.pt2")
-    names = {name.removeprefix("tap.model.") for name in program.state_dict}
+    names = {name.removeprefix("model.") for name in program.state_dict}
     assert names == {
         *("stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"),
         *("stem.1.running_mean", "stem.1.running_var", "body.weight", "body.bias"),

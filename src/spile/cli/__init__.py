@@ -37,13 +37,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # half of the time to the help went into importing what paints it
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Tap any layer of a PyTorch or Keras 3 model and train with what flows out.",
-    epilog="Start with: [bold]spile demo[/]",
+    epilog="Start with: spile demo",
 )
 for _command, _example in _COMMANDS:
-    app.command(epilog=f"Example: [bold]{_example}[/]")(_command)
+    app.command(epilog=f"Example: {_example}")(_command)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from spile.cli.options import (
     Data,
     Device,
     Dtype,
+    Engine,
     InputSize,
     Layers,
     MaxBad,
@@ -35,6 +36,9 @@ def extract(
     ] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="What is stored.")] = Dtype.float16,
     precision: Annotated[Precision, typer.Option(help="What is computed in.")] = Precision.float32,
+    engine: Annotated[
+        Engine, typer.Option(help="How the model is run; auto compares and times, where that pays.")
+    ] = Engine.auto,
     batch_size: BatchSize = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read and decode.")] = None,
     max_bad: MaxBad = 0.01,
@@ -59,6 +63,7 @@ def extract(
             data,
             out,
             dtype=dtype.value,
+            engine=engine.value,
             precision=precision.value,
             batch_size=batch_size or "auto",
             workers=workers,
@@ -71,6 +76,7 @@ def extract(
         "rows": len(store),
         "skipped": store.skipped.num_rows,
         "fingerprint": store.fingerprint,
+        "engine": store.manifest.fingerprinted["engine"],
         "points": {
             name: {"shape": list(spec.shape), "dtype": spec.dtype} for name, spec in store.points.items()
         },

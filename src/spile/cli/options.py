@@ -55,6 +55,15 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Engine(StrEnum):
+    """How a model is run."""
+
+    auto = "auto"
+    eager = "eager"
+    compile = "compile"
+    openvino = "openvino"
+
+
 class Which(StrEnum):
     """Which layers are listed."""
 

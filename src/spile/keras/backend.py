@@ -44,9 +44,14 @@ def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, 
 
 
 def engine(
-    tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision, name: EngineName = "auto"
+    tap: Tap,
+    *,
+    preprocessing: ImagePreprocessing | None,
+    precision: Precision,
+    name: EngineName = "auto",
+    samples: int | None = None,
 ) -> Engine:
-    """The engine that runs `tap` during extraction."""
+    """The engine that runs `tap` during extraction; how many `samples` there are changes nothing."""
     return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision)
 
 

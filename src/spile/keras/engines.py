@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -25,6 +25,8 @@ class EagerEngine:
     """The reference engine: one batch in, a float32 (or integer) NumPy array for every point out."""
 
     name = "eager"
+    versions: Mapping[str, str] = {}
+    notes: Mapping[str, Any] = {}
 
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
         self._tap = tap
@@ -45,7 +47,9 @@ class CompiledEngine:
     are dropped from the results: a last odd batch does not compile anew.
     """
 
-    name = "compiled"
+    name = "compile"
+    versions: Mapping[str, str] = {}
+    notes: Mapping[str, Any] = {}
 
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
         self._tap = tap
@@ -117,25 +121,39 @@ class AutoEngine:
     Which of the two is known after the first batch, from which the tap may have yet to learn its points.
     """
 
-    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
+    versions: Mapping[str, str] = {}
+
+    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, asked: EngineName) -> None:
         self._tap = tap
         self._preprocessing = preprocessing
+        self._asked = asked
         self._chosen: EagerEngine | CompiledEngine | None = None
+        self.notes: dict[str, Any] = {"asked": asked}
 
     @property
     def name(self) -> str:
-        """``compiled`` or ``eager``."""
-        return "auto" if self._chosen is None else self._chosen.name
+        """``compile`` or ``eager``; before the first batch what was asked for."""
+        return self._asked if self._chosen is None else self._chosen.name
 
     def __call__(self, inputs: Any) -> _Arrays:
-        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
+        """Run one batch. Raises `ModelError` where it was asked to be compiled, and cannot."""
         if self._chosen is None:
             ready = model_inputs(inputs, preprocessing=self._preprocessing)
             self._tap.learn(called_with(self._tap.model, (ready,), {}))
-            compiles = runtime().compiles and self._tap.traceable
-            kind = CompiledEngine if compiles else EagerEngine
+            unfit = self._unfit()
+            if unfit and self._asked == "compile":
+                raise ModelError(
+                    f"engine 'compile' cannot run this tap: {unfit}. Leave engine at 'auto', or write 'eager'"
+                )
+            self.notes["why"] = unfit or "the backend's own compiler runs the same pass"
+            kind = EagerEngine if unfit else CompiledEngine
             self._chosen = kind(self._tap, preprocessing=self._preprocessing)
         return self._chosen(inputs)
+
+    def _unfit(self) -> str:
+        if not runtime().compiles:
+            return f"Keras' {keras.backend.backend()} backend has no compiler of its own"
+        return "" if self._tap.traceable else "the pass cannot be traced"
 
 
 def engine_for(
@@ -147,8 +165,13 @@ def engine_for(
             f"precision {precision!r} is not for Keras models, whose layers have their own: build the model "
             "under keras.config.set_dtype_policy('mixed_bfloat16') and leave precision at 'float32'"
         )
-    kind = EagerEngine if name == "eager" else AutoEngine
-    return kind(tap, preprocessing=preprocessing)
+    if name == "openvino":
+        raise ModelError(
+            "engine 'openvino' runs PyTorch models; for Keras write 'auto', 'compile' or 'eager'"
+        )
+    if name == "eager":
+        return EagerEngine(tap, preprocessing=preprocessing)
+    return AutoEngine(tap, preprocessing=preprocessing, asked=name)
 
 
 def _rows(arrays: Any) -> int:

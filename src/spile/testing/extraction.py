@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import spile
-from spile.testing.networks import Case, Networks
+from spile.backend import EngineName
+from spile.testing.networks import EVERY_NETWORK, Case, Networks
 
 
 class ExtractionTests(Networks):
@@ -34,6 +35,25 @@ class ExtractionTests(Networks):
         assert len(set(store.ids.tolist())) == 10
         for name, value in expected.items():
             self.same(store[name].numpy(), value)
+
+    @pytest.mark.parametrize("network", EVERY_NETWORK)
+    @pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.zoo), "openvino"])
+    def test_every_engine_gives_the_values_of_the_tap(self, engine: EngineName, network: str) -> None:
+        """All points at once, pooled, of a full batch and of a last odd one; the model is as before."""
+        if engine not in self.engines:
+            pytest.skip(f"this backend has no engine {engine!r}")
+        case: Case = getattr(self, network)()
+        batches = [self.batch(case, samples) for samples in (4, 4, 1)]
+        state = self.state(case.model)
+        with spile.tap(case.model, "all", pool=None, example=batches[0]) as tap:
+            run = self.backend(case).engine(tap, preprocessing=None, precision="float32", name=engine)
+            for batch in batches:
+                found, expected = run(batch), tap(batch)
+                assert list(found) == list(expected)
+                for name, value in expected.items():
+                    self.same(found[name], value)
+            assert run.name == engine
+        assert self.state(case.model) == state
 
     def test_extracting_with_two_inputs(self) -> None:
         """Batches are dicts by the names of the inputs."""

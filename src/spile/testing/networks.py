@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import spile
-from spile.backend import Backend, backend_of
+from spile.backend import Backend, EngineName, backend_of
 
 Array = NDArray[Any]
 
@@ -64,6 +64,8 @@ class Networks(ABC):
     """Layout of an image inside the network: ``BCYX`` or ``BYXC``."""
     dense: str
     """Class name of the dense layers."""
+    engines: tuple[EngineName, ...] = ("eager",)
+    """Those that the backend has."""
     rtol = 1e-4
     atol = 1e-5
 

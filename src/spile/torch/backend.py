@@ -12,8 +12,9 @@ import torch
 from spile.backend import Engine, EngineName, Mode, Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
+from spile.torch.accelerating import engine_for
 from spile.torch.deploying import save_reached
-from spile.torch.engines import EagerEngine, model_inputs
+from spile.torch.engines import model_inputs
 from spile.torch.exporting import export_tap as export
 from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
@@ -47,10 +48,15 @@ def tap(model: Any, addresses: AddressesLike, *, pool: PoolsLike, example: Any, 
 
 
 def engine(
-    tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision, name: EngineName = "auto"
+    tap: Tap,
+    *,
+    preprocessing: ImagePreprocessing | None,
+    precision: Precision,
+    name: EngineName = "auto",
+    samples: int | None = None,
 ) -> Engine:
-    """The engine that runs `tap` during extraction; there is one so far, whatever the `name`."""
-    return EagerEngine(tap, preprocessing=preprocessing, precision=precision)
+    """The engine that runs `tap` during extraction of that many `samples`, where the number is known."""
+    return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision, samples=samples)
 
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:

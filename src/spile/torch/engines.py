@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ class EagerEngine:
     """The reference engine: one batch in, a float32 (or integer) NumPy array for every point out."""
 
     name = "eager"
+    versions: Mapping[str, str] = {}
+    notes: Mapping[str, Any] = {}
 
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> None:
         self._tap = tap
@@ -37,7 +40,7 @@ class EagerEngine:
         with torch.inference_mode(), autocast:
             args = model_inputs(inputs, preprocessing=self._preprocessing, device=self._device)
             activations = self._tap(**args) if isinstance(args, dict) else self._tap(args)
-        return {name: _array(value) for name, value in activations.items()}
+        return arrays(activations)
 
 
 def ready_images(value: Any, *, preprocessing: Any, device: torch.device) -> Any:
@@ -74,20 +77,38 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or "
                 "ready float arrays"
             )
-        pixels = from_array(inputs).to(device, non_blocking=True).permute(0, 3, 1, 2)  # channels-last memory
-        if preprocessing.channel_order == "BGR":
-            pixels = pixels.flip(1)
-        mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
-        std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
-        return pixels.float().mul_(preprocessing.scale).sub_(mean).div_(std)
-    return transform(inputs, lambda t: _channels_last(t.to(device)))
+        return normalised(_moved(from_array(inputs), device), preprocessing)
+    return transform(inputs, lambda t: _channels_last(_moved(t, device)))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _array(value: Tensor) -> np.ndarray[Any, Any]:
-    value = value.float() if value.is_floating_point() else value
-    array: np.ndarray[Any, Any] = value.cpu().numpy()
-    return array
+def normalised(pixels: Tensor, preprocessing: ImagePreprocessing) -> Tensor:
+    """uint8 (n, height, width, channels) to float32 (n, channels, height, width), channels-last."""
+    pixels = pixels.permute(0, 3, 1, 2)
+    if preprocessing.channel_order == "BGR":
+        pixels = pixels.flip(1)
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(1, -1, 1, 1)
+    return pixels.float().mul_(preprocessing.scale).sub_(mean).div_(std)
+
+
+def arrays(values: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    """On the host, floats as float32. From a GPU all copies run at once, and are waited for once."""
+    floats = {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
+    if not any(value.is_cuda for value in floats.values()):
+        return {name: value.cpu().numpy() for name, value in floats.items()}
+    hosts = {name: torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for name, v in floats.items()}
+    for name, host in hosts.items():
+        host.copy_(floats[name], non_blocking=True)
+    torch.cuda.synchronize()
+    return {name: host.numpy() for name, host in hosts.items()}
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a GPU from pinned memory, so that the copy does not hold up the host."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -31,7 +31,7 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
     """
     if dry:
         return Exported(FILE, (), ())
-    program = traced(tap, _Flows(tap), example)
+    program = traced(tap, Flows(tap), example)
     try:
         torch.export.save(program, folder / FILE)
     except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
@@ -55,7 +55,7 @@ def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
         lengths = () if fixed else range(1, tensor.ndim)
         shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
     try:
-        with torch.no_grad(), _evaluating(tap.model), warnings.catch_warnings():
+        with torch.no_grad(), exporting(tap.model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about its own exporter
             program = torch.export.export(
                 module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
@@ -70,15 +70,21 @@ def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
         ) from error
 
 
-class _Flows(nn.Module):
-    """The tap with a plain tuple for its output."""
+class Flows(nn.Module):
+    """The tap with a plain tuple for its output.
+
+    The model is its submodule and the tap is not: `torch.export` may copy modules, and a copy of a tap that
+    is thrown away would take the hooks off the model.
+    """
 
     def __init__(self, tap: Tap) -> None:
         super().__init__()
-        self.tap = tap
+        self.model = tap.model
+        self._tap = (tap,)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        return tuple(self.tap(*args, **kwargs).values())
+        """What is kept, in the order of the points."""
+        return tuple(self._tap[0](*args, **kwargs).values())
 
 
 def _two_or_more(example: Any) -> Any:
@@ -87,15 +93,26 @@ def _two_or_more(example: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
+def exporting(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode; afterwards every attribute of every module is the very object it was.
+
+    `torch.export` takes the hooks off a module that the model holds under two names, and makes other
+    attributes anew.
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    inside = [{name: dict(of) for name, of in known.items() if isinstance(of, dict)} for _, known in before]
+    for module, _ in before:
         module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for (module, known), contents in zip(before, inside, strict=True):
+            for name in vars(module).keys() - known.keys():
+                del vars(module)[name]
+            vars(module).update(known)
+            for name, entries in contents.items():
+                known[name].clear()
+                known[name].update(entries)
 
 
 def _pruned(program: ExportedProgram) -> ExportedProgram:

@@ -70,6 +70,8 @@ class Tap(nn.Module):
         self._wanted = (addresses, pool)
         self._points: tuple[Point, ...] = ()
         self._left_out: tuple[LeftOut, ...] = ()
+        self.value_dependent = False
+        """Which layers run, and how often, may depend on the values of the inputs."""
         self._may_stop = True
         self._mask_at: int | None = None
         self._capture = Capture()
@@ -144,6 +146,7 @@ class Tap(nn.Module):
         self.last_features = structure.last_features(observation)
         addresses, pool = self._wanted
         points, self._left_out = resolve(addresses, pool, observation)
+        self.value_dependent = observation.value_dependent
         # Where the values decide what runs, only the whole pass shows that a layer did not run once more.
         self._may_stop = not (observation.value_dependent and any(point.only_call for point in points))
         self._mask_at = position_of(unwrap(self.model), "attention_mask")

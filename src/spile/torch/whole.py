@@ -18,8 +18,9 @@ from spile.errors import MissingDependency, ModelError
 from spile.linear import LinearHead
 from spile.loading import first_line
 from spile.preprocessing import ImagePreprocessing
-from spile.torch.engines import model_inputs
-from spile.torch.exporting import traced
+from spile.torch.engines import model_inputs, normalised
+from spile.torch.exporting import Flows, traced
+from spile.torch.on_openvino import converted, import_openvino
 from spile.torch.taps import Tap
 
 FORMATS = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
@@ -32,9 +33,14 @@ class Whole(nn.Module):
     uint8 pixels (n, height, width, channels) of the model's input size are normalised inside.
     """
 
+    mean: Tensor
+    scale: Tensor
+    coef: Tensor
+    intercept: Tensor
+
     def __init__(self, tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> None:
         super().__init__()
-        self.tap = tap
+        self.flows = Flows(tap)
         self._images, self._unit_rows, self._link = images, head.unit_rows, head.link
         for name in ("mean", "scale", "coef", "intercept"):
             self.register_buffer(name, torch.tensor(getattr(head, name), dtype=torch.float32))
@@ -42,8 +48,8 @@ class Whole(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Run a batch."""
         if self._images is not None and args:
-            args = (_normalised(args[0], self._images), *args[1:])
-        parts = [part.float().flatten(1) for part in self.tap(*args, **kwargs).values()]
+            args = (normalised(args[0], self._images), *args[1:])
+        parts = [part.float().flatten(1) for part in self.flows(*args, **kwargs)]
         if self._unit_rows:
             parts = [_unit(part) for part in parts]
         scores = ((torch.cat(parts, dim=1) - self.mean) / self.scale) @ self.coef + self.intercept
@@ -53,13 +59,6 @@ class Whole(nn.Module):
             scores = scores.sigmoid()
             scores = scores / scores.sum(1, keepdim=True) if self._link == "normalised" else scores
         return scores, scores.argmax(1)
-
-
-def _normalised(pixels: Tensor, images: ImagePreprocessing) -> Tensor:
-    pixels = pixels.permute(0, 3, 1, 2).float()
-    pixels = pixels.flip(1) if images.channel_order == "BGR" else pixels
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (images.mean, images.std))
-    return (pixels * images.scale - mean) / std
 
 
 def _unit(part: Tensor) -> Tensor:
@@ -129,7 +128,7 @@ def _save_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -
 def _save_openvino(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
     openvino = _openvino()
     try:
-        model = openvino.convert_model(program)
+        model = converted(program)
     except Exception as error:  # an operator that OpenVINO lacks
         raise ModelError(f"the model cannot be converted to OpenVINO: {first_line(error)}") from error
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -137,12 +136,11 @@ def _save_openvino(program: ExportedProgram, path: Path, about: Mapping[str, Any
 
 def _openvino() -> Any:
     try:
-        import openvino
+        return import_openvino()
     except ImportError:
         raise MissingDependency(
             "openvino", extra="openvino", purpose="export(formats=('openvino',))"
         ) from None
-    return openvino
 
 
 _WRITERS: dict[str, Callable[[ExportedProgram, Path, Mapping[str, Any]], None]] = {

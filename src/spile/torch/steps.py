@@ -36,12 +36,13 @@ class Steps:
         now = self._versions()
         if self._seen is None or now[0] == self._seen[0]:
             return False
-        if self._expected and now[1] == self._seen[1] and not self._warned:
+        idle = now[1] == self._seen[1] and any(p.grad is not None for p in self._heads.parameters())
+        if self._expected and idle and not self._warned:
             self._warned = True
             warnings.warn(
                 "an optimiser step moved the model, but none of its heads: they are not in the optimiser. "
                 f"{ADVICE}",
-                stacklevel=3,
+                stacklevel=4,  # the caller of `loss`
             )
         return True
 
@@ -52,8 +53,8 @@ class Steps:
         self._seen, self._expected = self._versions(), trainable and weighted
 
     def forget(self) -> None:
-        """The next change is no optimiser step."""
-        self._seen = None
+        """What has changed until now was no optimiser step, or is dealt with."""
+        self._seen, self._expected = self._versions(), False
 
     def _versions(self) -> tuple[int, int]:
         return _version(self._base.parameters()), _version(self._heads.parameters())

@@ -83,6 +83,7 @@ class Supervised(nn.Module):
         object.__setattr__(self, "_tap", tap)
         object.__setattr__(self, "_steps", Steps(self))
         self.register_load_state_dict_post_hook(_forget_steps)  # type: ignore[no-untyped-call]
+        self.register_state_dict_pre_hook(_catch_up_before_saving)  # type: ignore[no-untyped-call]
         self._stripped = False
 
     @property
@@ -134,13 +135,20 @@ class Supervised(nn.Module):
         """
         training = self.training and torch.is_grad_enabled()
         steps: Steps = self.__dict__["_steps"]
-        if training and steps.taken():
-            self.terms.follow(self.base)
+        if training:
+            self._catch_up()
         labels = torch.as_tensor(labels, device=output.main.device)
         loss = self.terms.loss(output, Given(labels, ids, soft_labels, training), progress=float(progress))
         if training:
             steps.seen(loss)
         return loss
+
+    def _catch_up(self) -> None:
+        """After an optimiser step, of which nobody tells: let averages of the model follow it."""
+        steps: Steps = self.__dict__["_steps"]
+        if steps.taken():
+            self.terms.follow(self.base)
+            steps.forget()
 
     def backward(self, loss: Loss) -> None:
         """Put gradients into every parameter; as ``loss.total.backward()``, and with `Aggregated` too."""
@@ -224,6 +232,10 @@ class Supervised(nn.Module):
         from spile.torch.calibrating import make_exits
 
         return make_exits(self, data, accuracy=accuracy, budget=budget, holdout=holdout)
+
+
+def _catch_up_before_saving(supervised: Supervised, *_: Any) -> None:
+    supervised._catch_up()
 
 
 def _forget_steps(supervised: Supervised, _: Any) -> None:

@@ -59,6 +59,9 @@ class Terms(nn.Module):
             Reference(t, model, classes=settings.outputs, main=settings.main, example=example)
             for t in distinct
         )
+        order = list(distinct)
+        self._indices = {(head, name): order.index(t) for head, name, t in self._all() if _has_reference(t)}
+        """Which reference a term has."""
         self.adapters = Heads({})
         self._final: Point | None = None
 
@@ -76,7 +79,7 @@ class Terms(nn.Module):
         with torch.random.fork_rng(devices=[]):
             for head, name, target in self._all():
                 if isinstance(target, Teacher) and target.kind != "logits":
-                    made = self._for_teacher(head, target, by_name)
+                    made = self._for_teacher(head, name, target, by_name)
                 elif isinstance(target, SelfDistill) and target.hint:
                     made = _for_final(heads[head], by_name[head], self._final)  # type: ignore[arg-type]
                 else:
@@ -104,7 +107,7 @@ class Terms(nn.Module):
             key = f"{head} {name}"
             adapter: Any = self.adapters[key] if key in self.adapters else _as_it_is  # noqa: SIM401
             if isinstance(target, Teacher) and target.kind != "logits":
-                i = self._index(target)
+                i = self._indices[head, name]
                 place = _place(target, head)
                 theirs = canonical(extra[f"reference_{i}"][place], self._reference(i).points()[place])
                 found[key] = adapter(read), theirs
@@ -151,7 +154,7 @@ class Terms(nn.Module):
         stats: dict[str, Any] = {}
         for head, name, target in self._all():
             logits = output.main if head == MAIN else output.aux[head]
-            reference = references[self._index(target)] if _has_reference(target) else None
+            reference = references[self._indices[head, name]] if (head, name) in self._indices else None
             terms |= self._terms(head, name, target, logits, output, given, reference)
             if isinstance(target, PseudoLabels):
                 stats |= _pseudo_stats(head, reference, given.labels)
@@ -220,7 +223,9 @@ class Terms(nn.Module):
         kept = {head: weight * by_head[head] for head, weight in weights.items() if weight}
         return {MAIN: by_head[MAIN], **kept}, weights
 
-    def _for_teacher(self, head: str, target: Teacher, points: Mapping[str, Point]) -> nn.Module | None:
+    def _for_teacher(
+        self, head: str, name: str, target: Teacher, points: Mapping[str, Point]
+    ) -> nn.Module | None:
         """Raises `SupervisionError` where the features of head and teacher cannot be compared."""
         if head == MAIN:
             raise SupervisionError(
@@ -228,7 +233,7 @@ class Terms(nn.Module):
                 "give it to a head"
             )
         place = _place(target, head)
-        theirs = self._reference(self._index(target)).points().get(place)
+        theirs = self._reference(self._indices[head, name]).points().get(place)
         ours, other = Features.of(points[head]), Features.of(theirs) if theirs else None
         if ours is None or other is None or ours.kind != other.kind:
             raise SupervisionError(
@@ -251,9 +256,6 @@ class Terms(nn.Module):
         found: Any = self.references[index]
         reference: Reference = found
         return reference
-
-    def _index(self, target: Target) -> int:
-        return next(i for i, r in enumerate(self.references) if r.target == target)
 
     def _all(self) -> Iterator[tuple[str, str, Target]]:
         for head, named in self.targets.items():

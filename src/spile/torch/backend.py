@@ -12,12 +12,14 @@ import torch
 from spile.backend import Engine, EngineName, Mode, Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
+from spile.supervision.settings import Settings
 from spile.torch.accelerating import engine_for
 from spile.torch.deploying import save_reached
 from spile.torch.engines import model_inputs
 from spile.torch.exporting import export_tap as export
 from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
+from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of
 from spile.torch.whole import FORMATS, open_whole, save_whole
@@ -33,6 +35,7 @@ __all__ = [
     "open_whole",
     "save_reached",
     "save_whole",
+    "supervise",
     "tap",
     "versions",
     "weights_hash",
@@ -62,6 +65,11 @@ def engine(
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
     return model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+
+
+def supervise(model: Any, settings: Settings) -> Supervised:
+    """Make a `Supervised`."""
+    return Supervised(model, settings)
 
 
 def load_reached(model: Any, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class Bottleneck(HeadSpec):
         halvings = _halvings(features, final)
 
         def of_width(width: int) -> tuple[Operation, ...]:
-            groups = math.gcd(width, _WIDTHS)
+            groups = _groups(width)
             separable = (
                 Conv(width, width, kernel=3, stride=2, groups=width),
                 Conv(width, width),
@@ -201,6 +201,22 @@ def spec_of(head: HeadLike) -> HeadSpec | Any:
     return NAMES[head]
 
 
+def heads_of(heads: HeadLike | Mapping[str, HeadLike], names: Sequence[str]) -> dict[str, HeadSpec | Any]:
+    """The head of every address in `names`: one for all, or by address, where ``"*"`` is any other.
+
+    An address without one has the head `bottleneck`. Raises `SupervisionError` for what is no address of a
+    head.
+    """
+    given = heads if isinstance(heads, Mapping) else {"*": heads}
+    unknown = [name for name in given if name not in (*names, "*")]
+    if unknown:
+        near = nearest(str(unknown[0]), names, n=1)[0]
+        raise SupervisionError(
+            f"head= names {unknown[0]!r}, where no head is: did you mean {near!r}? Heads: {', '.join(names)}"
+        )
+    return {name: spec_of(given.get(name, given.get("*", "bottleneck"))) for name in names}
+
+
 def check_size(params: int, *, place: str, head: object, base_params: int, allowed: bool) -> None:
     """Raise `SupervisionError` for a head with over a tenth of the base's parameters and over a million
     weights."""
@@ -228,6 +244,11 @@ def _fitting(
     while wanted > narrowest and parameters(of_width(wanted)) > SHARE * base_params:
         wanted -= _WIDTHS
     return of_width(wanted)
+
+
+def _groups(width: int) -> int:
+    """Groups of two channels at least: a group of one number has no variance, at batch 1 and a map of 1x1."""
+    return next((n for n in (_WIDTHS, 4, 2) if width % n == 0 and width >= 2 * n), 1)
 
 
 def _halvings(features: Features, final: Features) -> int:

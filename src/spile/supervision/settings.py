@@ -58,7 +58,11 @@ class Loss(NamedTuple):
     def scalars(self) -> dict[str, float]:
         """Total, terms and stats as plain numbers, for any logger."""
         named = {"loss": self.total, **self.terms, **self.stats}
-        return {name: float(value) for name, value in named.items()}
+        return {name: float(_without_gradient(value)) for name, value in named.items()}
+
+
+def _without_gradient(value: Any) -> Any:
+    return value.detach() if hasattr(value, "detach") else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,5 +52,5 @@ def test_gradients_into_the_base(gradient: float | str, factor: float) -> None:
 
 @pytest.mark.parametrize("gradient", ["half", -1, True, None])
 def test_gradients_that_are_none(gradient: Any) -> None:
-    with pytest.raises(SupervisionError, match="write 'full', 'stop', or a factor such as 0.1"):
+    with pytest.raises(SupervisionError, match=r"write 'full', 'stop', or a factor such as 0\.1"):
         _factor(gradient)

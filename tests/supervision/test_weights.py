@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_the_weights_begin_with_the_total_shared_evenly(schedule: Schedule) -> N
 @named
 def test_weights_never_rise_and_are_never_negative(schedule: Schedule) -> None:
     rows = [schedule.weights(step / 50, 3) for step in range(51)]
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         assert all(0 <= b <= a for a, b in zip(before, after, strict=True))
 
 

@@ -178,7 +178,7 @@ def test_the_certificate_holds_after_training(fitted: tuple[Any, dict[str, list[
 
 
 def told(supervised: Any, data: Any, **options: Any) -> list[float]:
-    history = supervised.fit(*data, batch_size=4, verbose=0, **options).history
+    history = supervised.fit(*data, batch_size=8, verbose=0, **options).history
     return [float(weight) for weight in history["middle/weight"]]
 
 
@@ -188,22 +188,23 @@ def test_neither_accumulation_nor_resuming_shifts_a_schedule(data: Any, tmp_path
         made.compile(optimizer=keras.optimizers.SGD(0.0, **options), run_eagerly=True)
         return made
 
-    whole = told(fresh(), data, epochs=4)
-    np.testing.assert_allclose(told(fresh(gradient_accumulation_steps=2), data, epochs=4), whole)
+    whole = told(fresh(), data, epochs=3)
+    np.testing.assert_allclose(told(fresh(gradient_accumulation_steps=2), data, epochs=3), whole)
     # Only weights were kept, so that the optimizer counts from 0 again.
-    np.testing.assert_allclose(told(fresh(), data, epochs=4, initial_epoch=2), whole[2:])
+    np.testing.assert_allclose(told(fresh(), data, epochs=3, initial_epoch=2), whole[2:])
 
     class Killed(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            if epoch == 1:
+            if epoch == 0:
                 raise KeyboardInterrupt
 
     backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
     with pytest.raises(KeyboardInterrupt):
-        told(fresh(), data, epochs=4, callbacks=[backup, Killed()])
-    resumed = told(fresh(), data, epochs=4, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
-    np.testing.assert_allclose(resumed, whole[2:])
-    assert len(whole) == 4 and whole[0] > whole[3] > 0
+        told(fresh(), data, epochs=3, callbacks=[backup, Killed()])
+    resumed = told(fresh(), data, epochs=3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path)])
+    np.testing.assert_allclose(resumed, whole[1:])
+    expected = [0.4 * (1 - (epoch + 0.25) / 3) for epoch in range(3)]
+    np.testing.assert_allclose(whole, expected, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
@@ -272,9 +273,15 @@ def test_the_teacher_of_self_distillation_gets_no_gradient(data: Any) -> None:
 
 
 def test_rematerialised_layers_run_a_head_once_with_the_same_gradients(data: Any) -> None:
-    base = network()
-    with keras.RematScope(mode="full"):
-        saving = network()
+    def convolutions(**options: Any) -> keras.Model:
+        """With plain layers in between: on JAX, Keras traces what it rematerialises out of sight."""
+        start = keras.Input((8, 8, 3))
+        with keras.RematScope(**options):
+            early, late = (layers.Conv2D(8, 3, activation="relu", name=name) for name in ("early", "late"))
+        x = late(layers.ReLU(name="middle")(early(start)))
+        return keras.Model(start, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+
+    base, saving = convolutions(mode=None), convolutions(mode="full")
     saving.set_weights(base.get_weights())
     found = []
     for model in (base, saving):
@@ -482,8 +489,8 @@ def test_other_tasks(task: str, outputs: int, labels: Any, data: Any) -> None:
     ending = "sigmoid" if task == "multilabel" else None
     base = keras.Model(start, layers.Dense(outputs, activation=ending)(layers.GlobalMaxPooling2D()(x)))
     supervised = supervise(base, num_classes=outputs, task=task)
-    supervised.compile(optimizer=keras.optimizers.Adam(0.01), run_eagerly=True)
-    history = supervised.fit(data[0], labels, epochs=5, verbose=0).history
+    supervised.compile(optimizer=keras.optimizers.Adam(0.002), run_eagerly=True)
+    history = supervised.fit(data[0], labels, epochs=4, verbose=0).history
     assert history["middle/labels"][-1] < history["middle/labels"][0]
     assert ("middle/accuracy" in history) == (task == "multilabel")
 
@@ -496,7 +503,7 @@ def test_segmentation(data: Any) -> None:
     supervised = supervise(base, task="segmentation", head="dense")
     labels = (data[0][..., 0] > 0).astype("int32")
     supervised.compile(optimizer=keras.optimizers.Adam(0.05), run_eagerly=True)
-    history = supervised.fit(data[0], labels, epochs=5, verbose=0).history
+    history = supervised.fit(data[0], labels, epochs=3, verbose=0).history
     assert supervised(data[0]).aux["middle"].shape == (ROWS, 4, 4, CLASSES)
     assert history["middle/labels"][-1] < history["middle/labels"][0]
 

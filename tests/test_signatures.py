@@ -108,6 +108,19 @@ def test_taps_fulfil_the_protocol(framework: str) -> None:
         ), name
 
 
+def test_supervised_models_have_the_same_methods() -> None:
+    """A framework may have more keywords, with defaults. Keras has the call itself in its own class."""
+    torch, keras = (methods(f"spile.{framework}.supervision", "Supervised") for framework in FRAMEWORKS)
+    protocol = methods("spile.backend", "Supervised")
+    for name in protocol.keys() - {CALL}:
+        asked = signature(protocol[name])
+        for own in (signature(torch[name]), signature(keras[name])):
+            assert [each for each in own if each in asked] == asked, name
+            more = [each for each in own if each not in asked]
+            assert all(each.startswith("keyword") and "=" in each for each in more), name
+    assert signature(torch["set_linear"]) == signature(keras["set_linear"])
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_backends_fulfil_the_protocol(framework: str) -> None:
     """They may have defaults where the protocol has none."""

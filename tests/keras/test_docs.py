@@ -1,20 +1,31 @@
-"""The Python blocks of docs/keras.md, in order, on the backend of this process."""
+"""The Python blocks of the pages about Keras, in order, on the backend of this process; and the examples."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "keras.md"
+ROOT = Path(__file__).parents[2]
+PAGES = ("keras.md", "supervision_keras.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": PAGE.stem}
-    blocks = BLOCK.findall(PAGE.read_text())
+    names: dict[str, object] = {"__name__": Path(name).stem}
+    blocks = BLOCK.findall((ROOT / "docs" / name).read_text())
     assert blocks
     for number, block in enumerate(blocks):
-        exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
+        exec(compile(block, f"{name}, block {number}", "exec"), names)
+
+
+def test_deep_supervision_of_a_resnet() -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "deep_supervision_keras.py"))
+    history = example["main"](samples=32)
+    for head in ("conv1_relu", "conv3_block4_out", "conv5_block3_out"):
+        assert history[f"{head}/weight"] == pytest.approx([0.3, 0.3])
+        assert history[f"{head}/labels"][-1] > 0

@@ -15,6 +15,7 @@ from spile.keras.engines import engine_for, model_inputs
 from spile.keras.exporting import export_tap as export
 from spile.keras.observing import observe
 from spile.keras.runtime import runtime
+from spile.keras.supervision import supervise
 from spile.keras.taps import Tap
 from spile.keras.weights import architecture_hash, load_weights, weights_hash
 from spile.keras.whole import FORMATS, open_whole, save_whole
@@ -32,6 +33,7 @@ __all__ = [
     "open_whole",
     "save_reached",
     "save_whole",
+    "supervise",
     "tap",
     "versions",
     "weights_hash",

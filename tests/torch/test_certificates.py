@@ -52,8 +52,8 @@ def test_it_holds_after_training_before_and_after_strip(images: Tensor) -> None:
     assert found.same_graph is True
     assert "NO" not in str(found)
     assert "same graph         yes" in str(found)
-    assert supervised(images).aux  # still has its heads
     assert all(torch.equal(state[k], v) for k, v in supervised.state_dict().items())
+    assert supervised(images).aux  # still has its heads
     supervised.strip()
     assert supervised.certificate(images).holds
 

@@ -106,7 +106,7 @@ class Teacher(Target):
     kind: Literal["logits", "hint", "attention"] = "logits"
     temperature: float = 4.0
 
-    # Without eq, a dataclass inherits that of `Target`, which knows nothing of the model.
+    # Not those of `Target`, to which all teachers of one weight are equal.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

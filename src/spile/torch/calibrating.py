@@ -76,7 +76,7 @@ def make_exits(
     inputs, labels = _labelled(data, supervised)
     fitting, choosing, reporting = _split(len(labels), holdout)
     heads: dict[str, Head] = dict(supervised.heads.items())
-    head_macs = [_macs_of(heads[point.name], supervised.features[point.name]) for point in supervised.points]
+    head_macs = [macs_of(heads[point.name], supervised.features[point.name]) for point in supervised.points]
     costs = _costs(supervised, head_macs, [True] * len(heads))
     exits = EarlyExits(
         supervised.base,
@@ -196,7 +196,8 @@ def _costs(supervised: Supervised, head_macs: Sequence[int], used: Sequence[bool
     return (*(float(r + s) for r, s in zip(reached, spent, strict=True)), float(supervised.macs + spent[-1]))
 
 
-def _macs_of(head: Head, features: Features) -> int:
+def macs_of(head: Head, features: Features) -> int:
+    """Multiply-accumulates of a head for one sample."""
     sizes = {"map": (features.channels, *features.size), "tokens": (*features.size, features.channels)}
     shape = sizes.get(features.kind, (features.channels,))
     parameter = next(head.parameters())

@@ -1,0 +1,40 @@
+"""The examples run and learn something. Those of Keras run in tests/keras, once for each backend."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_deep_supervision_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    history = example("deep_supervision_torch").main()
+    assert len(history) == 8
+    assert history[-1]["last/labels"] < history[0]["last/labels"]
+    assert history[0]["stem/weight"] == pytest.approx(0.3)
+    assert "same graph         yes" in capsys.readouterr().out
+
+
+def test_segmentation_torch() -> None:
+    history = example("segmentation_torch").main()
+    assert history[-1]["main/labels"] < 0.7 * history[0]["main/labels"]
+    assert history[-1]["up2/labels"] < history[0]["up2/labels"]
+    assert history[0]["up2/weight"] == pytest.approx(2 * history[0]["middle/weight"])
+
+
+def test_no_example_escapes() -> None:
+    run = {"deep_supervision_torch", "segmentation_torch"}
+    assert {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.endswith("_keras")} == run

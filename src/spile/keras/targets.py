@@ -74,8 +74,9 @@ class AdaptiveThreshold(keras.Layer):
 
     def of(self, predicted: Any) -> Any:
         """The threshold of each predicted class."""
-        relative = self.classes / ops.maximum(ops.amax(self.classes), losses.TINY)
-        return ops.take(self.confidence * relative, predicted, axis=0)
+        classes = self.classes.value  # JAX takes no variables
+        relative = classes / ops.maximum(ops.amax(classes), losses.TINY)
+        return ops.take(self.confidence.value * relative, predicted, axis=0)
 
     def follow(self, probabilities: Any, weights: Any, decay: float) -> None:
         """Take in the unlabelled rows of a batch; without any nothing changes."""
@@ -84,8 +85,8 @@ class AdaptiveThreshold(keras.Layer):
         kept = ops.where(count > 0, decay, 1.0)
         confidence = ops.sum(ops.amax(probabilities, axis=-1) * weights) / total
         classes = ops.sum(probabilities * weights[:, None], axis=0) / total
-        self.confidence.assign(self.confidence * kept + confidence * (1 - kept))
-        self.classes.assign(self.classes * kept + classes * (1 - kept))
+        self.confidence.assign(self.confidence.value * kept + confidence * (1 - kept))
+        self.classes.assign(self.classes.value * kept + classes * (1 - kept))
 
 
 class Averages(keras.Layer):
@@ -102,20 +103,20 @@ class Averages(keras.Layer):
     def of(self, ids: Any) -> tuple[Any, Any]:
         """Probabilities of these rows without start-up bias, and 1 for each that has been seen, else 0."""
         rows, inside = self._rows(ids)
-        seen = ops.take(self.seen, rows, axis=0)
+        seen = ops.take(self.seen.value, rows, axis=0)
         correction = 1 - ops.power(self._target.decay, ops.maximum(seen, 1.0))
         known = losses.float32((seen > 0) & inside)
-        return ops.take(self.sums, rows, axis=0) / ops.maximum(correction, 1e-6)[:, None], known
+        return ops.take(self.sums.value, rows, axis=0) / ops.maximum(correction, 1e-6)[:, None], known
 
     def follow(self, ids: Any, probabilities: Any) -> None:
         """Take in a batch."""
         rows, inside = self._rows(ids)
         decay, new = self._target.decay, losses.float32(inside)
-        before, seen = ops.take(self.sums, rows, axis=0), ops.take(self.seen, rows, axis=0)
+        before, seen = ops.take(self.sums.value, rows, axis=0), ops.take(self.seen.value, rows, axis=0)
         after = ops.where(inside[:, None], before * decay + probabilities * (1 - decay), before)
         index = ops.reshape(rows, (-1, 1))
-        self.sums.assign(ops.scatter_update(self.sums, index, after))
-        self.seen.assign(ops.scatter_update(self.seen, index, seen + new))
+        self.sums.assign(ops.scatter_update(self.sums.value, index, after))
+        self.seen.assign(ops.scatter_update(self.seen.value, index, seen + new))
 
     def _rows(self, ids: Any) -> tuple[Any, Any]:
         """Row numbers, and which of them exist: nothing is learnt from, or of, others."""

@@ -1,4 +1,4 @@
-"""Plain networks: convolutions and ReLUs without norm or skips, hard to train when deep; and the digits for them.
+"""Plain networks, convolutions and ReLUs without norm or skips, hard to train when deep; and digits for them.
 
 Width 24, Adam 1e-3, stride 2 at the first and the sixth layer, PyTorch's own initial weights.
 """
@@ -20,15 +20,19 @@ _STRIDED = (1, 6)
 
 
 class PlainNet(nn.Module):
-    """`depth` convolutions 3x3 on (samples, 1, 28, 28), pool, classifier; ``body.5`` is the sixth layer, its ReLU
-    included."""
+    """`depth` convolutions 3x3 on (samples, 1, 28, 28), pool, classifier.
+
+    ``body.5`` is the sixth layer with its ReLU.
+    """
 
     def __init__(self, depth: int, *, classes: int = 10, width: int = WIDTH) -> None:
         super().__init__()
         self.body = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(1 if layer == 1 else width, width, 3, stride=1 + (layer in _STRIDED), padding=1),
+                    nn.Conv2d(
+                        1 if layer == 1 else width, width, 3, stride=1 + (layer in _STRIDED), padding=1
+                    ),
                     nn.ReLU(),
                 )
                 for layer in range(1, depth + 1)
@@ -68,6 +72,8 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of right answers, in evaluation mode."""
     net.eval()
     with torch.inference_mode():
-        right = sum((net(part).argmax(1) == of).sum().item() for part, of in zip(x.split(500), y.split(500)))
+        right = sum(
+            int((net(x[i : i + 500]).argmax(1) == y[i : i + 500]).sum()) for i in range(0, len(y), 500)
+        )
     net.train()
     return right / len(y)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from spile.backend import framework_of
 from spile.errors import TrainingError, nearest
-from spile.fitting import MixedPrecision, Optimizing, OptimizerName, RateName
+from spile.fitting import MixedPrecision, OptimizerName, Optimizing, RateName
 from spile.preprocessing import Preprocessing
 from spile.resolution import AddressesLike
 from spile.supervision.heads import HeadLike

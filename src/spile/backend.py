@@ -139,7 +139,15 @@ class Supervised(Protocol):
         """The weighted sum of all targets when the share `progress` of training is done."""
         ...
 
-    def diagnose(self, inputs: Any, labels: Any, *, progress: float = 0.0) -> dict[str, dict[str, float]]:
+    def diagnose(
+        self,
+        inputs: Any,
+        labels: Any,
+        *,
+        progress: float = 0.0,
+        ids: Any = None,
+        soft_labels: Any = None,
+    ) -> dict[str, dict[str, float]]:
         """By layer with weights: gradient norm, share of each head in it, cosine between main and heads."""
         ...
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from spile.errors import SupervisionError, nearest
@@ -31,6 +32,8 @@ FREE = 1_000_000
 """Parameters that a head may have whatever the base."""
 _WIDTHS = 8
 """Widths are multiples of it, and so many groups have the norms."""
+_WIDEST = 512
+"""Of the head `bottleneck`, unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,12 @@ class Token(HeadSpec):
 
 @dataclass(frozen=True)
 class Bottleneck(HeadSpec):
-    """Narrow, then halve the map to the network's final stride with separable convolutions, pool, linear
-    layer.
+    """Halve the map to the network's final stride with separable convolutions, pool, linear layer.
 
-    The auxiliary classifiers of Be Your Own Teacher (Zhang et al. 2019, section 3), with group norm. `width`
-    is by default what fits, up to that of the final features. On tokens it is the head `token`, on vectors
-    `linear`.
+    The auxiliary classifiers of Be Your Own Teacher (Zhang et al. 2019, section 3), with group norm: the
+    channels go in even steps from those of the features to `width`, so that a head on an early map stays
+    cheap. `width` is by default what fits, up to that of the final features and 512. On tokens it is the head
+    `token`, on vectors `linear`.
     """
 
     width: int | None = None
@@ -130,23 +133,15 @@ class Bottleneck(HeadSpec):
         halvings = _halvings(features, final)
 
         def of_width(width: int) -> tuple[Operation, ...]:
-            groups = math.gcd(width, _WIDTHS)
-            separable = (
-                Conv(width, width, kernel=3, stride=2, groups=width),
-                Conv(width, width),
-                GroupNorm(width, groups),
-                Activation(),
-            )
-            return (
-                Conv(features.channels, width),
-                GroupNorm(width, groups),
-                Activation(),
-                *separable * halvings,
-                Pooling("avg"),
-                Dense(width, outputs),
-            )
+            widths = _steps(features.channels, width, max(halvings, 1))
+            convolutions: list[Operation] = []
+            for before, after in pairwise(widths):
+                if halvings:
+                    convolutions.append(Conv(before, before, kernel=3, stride=2, groups=before))
+                convolutions += [Conv(before, after), GroupNorm(after, _groups(after)), Activation()]
+            return (*convolutions, Pooling("avg"), Dense(width, outputs))
 
-        return _fitting(of_width, self.width, most=final.channels, base_params=base_params)
+        return _fitting(of_width, self.width, most=min(final.channels, _WIDEST), base_params=base_params)
 
 
 @dataclass(frozen=True)
@@ -201,6 +196,22 @@ def spec_of(head: HeadLike) -> HeadSpec | Any:
     return NAMES[head]
 
 
+def heads_of(heads: HeadLike | Mapping[str, HeadLike], names: Sequence[str]) -> dict[str, HeadSpec | Any]:
+    """The head of every address in `names`: one for all, or by address, where ``"*"`` is any other.
+
+    An address without one has the head `bottleneck`. Raises `SupervisionError` for what is no address of a
+    head.
+    """
+    given = heads if isinstance(heads, Mapping) else {"*": heads}
+    unknown = [name for name in given if name not in (*names, "*")]
+    if unknown:
+        near = nearest(str(unknown[0]), names, n=1)[0]
+        raise SupervisionError(
+            f"head= names {unknown[0]!r}, where no head is: did you mean {near!r}? Heads: {', '.join(names)}"
+        )
+    return {name: spec_of(given.get(name, given.get("*", "bottleneck"))) for name in names}
+
+
 def check_size(params: int, *, place: str, head: object, base_params: int, allowed: bool) -> None:
     """Raise `SupervisionError` for a head with over a tenth of the base's parameters and over a million
     weights."""
@@ -228,6 +239,17 @@ def _fitting(
     while wanted > narrowest and parameters(of_width(wanted)) > SHARE * base_params:
         wanted -= _WIDTHS
     return of_width(wanted)
+
+
+def _groups(width: int) -> int:
+    """Groups of two channels at least: a group of one number has no variance, at batch 1 and a map of 1x1."""
+    return next((n for n in (_WIDTHS, 4, 2) if width % n == 0 and width >= 2 * n), 1)
+
+
+def _steps(first: int, last: int, steps: int) -> list[int]:
+    """From `first` to `last` in `steps` equal ratios; what lies between is rounded to multiples of eight."""
+    between = (first * (last / first) ** (step / steps) for step in range(1, steps))
+    return [first, *(max(_WIDTHS, _WIDTHS * round(width / _WIDTHS)) for width in between), last]
 
 
 def _halvings(features: Features, final: Features) -> int:

@@ -22,12 +22,19 @@ class Features:
     @classmethod
     def of(cls, point: Point, *, prefix_tokens: int = 0) -> Features | None:
         """What there is at `point`; ``None`` where it is neither a map, nor tokens, nor a vector."""
-        axes = (point.layout or "").replace("B", "")
+        return cls.laid_out(point.layout, point.shape, prefix_tokens=prefix_tokens)
+
+    @classmethod
+    def laid_out(
+        cls, layout: str | None, shape: tuple[int, ...], *, prefix_tokens: int = 0
+    ) -> Features | None:
+        """The same from a layout and the shape of one sample in the order of its axes."""
+        axes = (layout or "").replace("B", "")
         kinds: dict[str, Literal["map", "tokens", "vector"]] = {"CXY": "map", "CT": "tokens", "C": "vector"}
         kind = kinds.get("".join(sorted(axes)))
-        if kind is None or "B" not in (point.layout or ""):
+        if kind is None or "B" not in (layout or ""):
             return None
-        lengths = dict(zip(axes, point.shape, strict=True))
+        lengths = dict(zip(axes, shape, strict=True))
         size = tuple(lengths[axis] for axis in ("Y", "X", "T") if axis in lengths)
         return cls(kind=kind, channels=lengths["C"], size=size, prefix_tokens=prefix_tokens)
 

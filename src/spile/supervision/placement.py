@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from spile.address import literal
 from spile.errors import SupervisionError
-from spile.observation import Observation
+from spile.observation import Item, Observation
 from spile.structure import places
+from spile.supervision.operations import Features
 
 SHARES = (0.35, 0.6, 0.8)
 """Of the multiply-accumulates of the whole pass."""
@@ -47,6 +48,30 @@ def automatic(observation: Observation) -> list[str]:
             "layers, taps=['...']; spile.layers(model, example) lists them"
         )
     return [literal(path) for path in sorted((p for p in chosen if p), key=lambda p: shares[p])]
+
+
+def final_features(observation: Observation) -> Features:
+    """What the network ends with: the output of its last block, before it is pooled.
+
+    Of a network without blocks, its last map of more than one cell, or else its own output.
+    """
+    blocks = places(observation).blocks
+    last = max((observation.by_path[path][-1] for path in blocks), key=lambda call: call.end, default=None)
+    found = [features for item in (last.outputs if last else ()) if (features := _features(item))]
+    if not found:
+        every = [item for call in observation.calls for item in call.outputs]
+        maps = [features for item in every if (features := _features(item)) and features.kind == "map"]
+        found = [features for features in maps if max(features.size) > 1][-1:] or maps[-1:]
+    if not found:
+        found = [features for item in observation.root.outputs if (features := _features(item))]
+    return found[0] if found else Features(kind="vector", channels=1)
+
+
+def _features(item: Item) -> Features | None:
+    if item.layout is None or "B" not in item.layout:
+        return None
+    shape = tuple(size for size, axis in zip(item.shape, item.layout, strict=True) if axis != "B")
+    return Features.laid_out(item.layout, shape, prefix_tokens=item.prefix_tokens or 0)
 
 
 def _nearest(wanted: float, shares: dict[str, float], stages: Sequence[str]) -> str | None:

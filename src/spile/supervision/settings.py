@@ -52,7 +52,17 @@ class Loss(NamedTuple):
     terms: dict[str, Any]
     """Unweighted, by head and target: ``main/labels``, ``layer2/self_distill``."""
     stats: dict[str, Any]
-    """Without gradient: ``layer2/accuracy``, ``layer2/weight``, ``layer2/coverage``, ``layer2/precision``."""
+    """Without gradient: ``layer2/loss`` (of all its targets), ``layer2/accuracy``, ``layer2/weight``;
+    ``layer2/coverage`` and ``layer2/precision`` of pseudo-labels."""
+
+    def scalars(self) -> dict[str, float]:
+        """Total, terms and stats as plain numbers, for any logger."""
+        named = {"loss": self.total, **self.terms, **self.stats}
+        return {name: float(_without_gradient(value)) for name, value in named.items()}
+
+
+def _without_gradient(value: Any) -> Any:
+    return value.detach() if hasattr(value, "detach") else value
 
 
 @dataclass(frozen=True, kw_only=True)

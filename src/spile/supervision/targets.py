@@ -6,6 +6,7 @@ sample.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ MAIN = "main"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """`weight` is relative to the head's other targets."""
+    """The loss of a head is the sum of its targets' losses, each times its `weight`."""
 
     weight: float = 1.0
 
@@ -165,6 +166,19 @@ def targets_of(targets: Targets | None, heads: Iterable[str]) -> dict[str, tuple
     if any(isinstance(target, SelfDistill) for target in found[MAIN]):
         raise SupervisionError("the main output cannot be its own teacher: SelfDistill is for the heads")
     return found
+
+
+def term_names(targets: Iterable[Target]) -> list[str]:
+    """What the terms of a head's loss are called: ``labels``, ``teacher_hint``; a second one ``labels_2``."""
+    names: list[str] = []
+    counts: dict[str, int] = {}
+    for target in targets:
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(target).__name__).lower()
+        if isinstance(target, Teacher):
+            name = f"{name}_{target.kind}"
+        counts[name] = counts.get(name, 0) + 1
+        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
+    return names
 
 
 def checked_task(task: Task, targets: Mapping[str, tuple[Target, ...]]) -> Task:

@@ -12,11 +12,13 @@ import torch
 from spile.backend import Engine, EngineName, Mode, Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
+from spile.supervision.settings import Settings
 from spile.torch.deploying import save_reached
 from spile.torch.engines import EagerEngine, model_inputs
 from spile.torch.exporting import export_tap as export
 from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
+from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of
 
@@ -28,6 +30,7 @@ __all__ = [
     "load_reached",
     "observe",
     "save_reached",
+    "supervise",
     "tap",
     "versions",
     "weights_hash",
@@ -52,6 +55,11 @@ def engine(
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
     return model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+
+
+def supervise(model: Any, settings: Settings) -> Supervised:
+    """Make a `Supervised`."""
+    return Supervised(model, settings)
 
 
 def load_reached(model: Any, path: Path) -> None:

@@ -118,15 +118,13 @@ class Tap(nn.Module):
                 self._points,
                 inputs,
                 prefix_tokens=self._capture.prefix_tokens,
-                mask=self._mask(inputs.args, inputs.kwargs),
+                mask=self.mask_of(inputs.args, inputs.kwargs),
             )
         return compare(found, expected, rtol=rtol, atol=atol)
 
     def close(self) -> None:
         """Take the hooks off the model. The tap cannot be used afterwards; closing twice is fine."""
-        for observer in self._observers:
-            observer.handle.remove()
-        self._observers.clear()
+        self.detach()
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -140,20 +138,35 @@ class Tap(nn.Module):
             observer.handle.remove()
 
     def _resolve(self, example: Inputs) -> None:
-        observation = observe(self.model, example)
+        self.settle(observe(self.model, example))
+
+    def settle(self, observation: Observation) -> None:
+        """Resolve the points on a dry pass that was made before, and set the hooks."""
         self.last_features = structure.last_features(observation)
         addresses, pool = self._wanted
         points, self._left_out = resolve(addresses, pool, observation)
         # Where the values decide what runs, only the whole pass shows that a layer did not run once more.
         self._may_stop = not (observation.value_dependent and any(point.only_call for point in points))
         self._mask_at = position_of(unwrap(self.model), "attention_mask")
-        self._capture = Capture(points, {point.name: _prefix_tokens(point, observation) for point in points})
+        self._capture = Capture(
+            points, {point.name: prefix_tokens_at(point, observation) for point in points}
+        )
+        self._points = points
+        self.attach()
+
+    def attach(self) -> None:
+        """Set the hooks."""
         modules = {names[0]: module for module, names in names_of(unwrap(self.model)).items()}
         self._observers = [
             Observer(self._capture, on_layer, modules[path])
-            for (path, _), on_layer in by_place(points).items()
+            for (path, _), on_layer in by_place(self._points).items()
         ]
-        self._points = points
+
+    def detach(self) -> None:
+        """Take the hooks off until `attach`."""
+        for observer in self._observers:
+            observer.handle.remove()
+        self._observers.clear()
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, stop: bool) -> tuple[Any, Activations]:
         if self._closed:
@@ -173,7 +186,7 @@ class Tap(nn.Module):
             observer.go_outside()
         output = None
         with quiet_pass(self.model, evaluate=self.mode == "eval"):
-            self._capture.begin(stop=stop, mask=self._mask(inputs.args, inputs.kwargs))
+            self._capture.begin(stop=stop, mask=self.mask_of(inputs.args, inputs.kwargs))
             try:
                 output = target(*inputs.args, **inputs.kwargs)
             except Stop as signal:
@@ -196,11 +209,11 @@ class Tap(nn.Module):
             raise CaptureError(
                 "call model.eval() before the tap is compiled, or make the tap with mode='as_is'"
             )
-        self._capture.begin(stop=False, mask=self._mask(args, kwargs))
+        self._capture.begin(stop=False, mask=self.mask_of(args, kwargs))
         output = self.model(*args, **kwargs)
         return output, self._capture.check(self._capture.end())
 
-    def _mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def mask_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Which tokens are real, where the model is told so."""
         mask = kwargs.get("attention_mask")
         if self._mask_at is not None and self._mask_at < len(args):
@@ -208,7 +221,7 @@ class Tap(nn.Module):
         return mask if isinstance(mask, Tensor) else None
 
 
-def _prefix_tokens(point: Point, observation: Observation) -> int:
+def prefix_tokens_at(point: Point, observation: Observation) -> int:
     """Class and register tokens at this point: none yet in a layer before they are put in front."""
     call = observation.by_path[point.path][point.call]
     own = next(item.prefix_tokens for item in call.items(point.side) if item.key == point.item)

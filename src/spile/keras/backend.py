@@ -15,6 +15,7 @@ from spile.keras.engines import engine_for, model_inputs
 from spile.keras.exporting import export_tap as export
 from spile.keras.observing import observe
 from spile.keras.runtime import runtime
+from spile.keras.supervision import supervise
 from spile.keras.taps import Tap
 from spile.keras.weights import architecture_hash, load_weights, weights_hash
 from spile.preprocessing import ImagePreprocessing
@@ -28,6 +29,7 @@ __all__ = [
     "load_reached",
     "observe",
     "save_reached",
+    "supervise",
     "tap",
     "versions",
     "weights_hash",

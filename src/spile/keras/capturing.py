@@ -50,6 +50,8 @@ class Capture:
         self._taken = 0
         self._fault: Exception | None = None
         self.entered: set[str] = set()
+        self.originals: dict[str, Any] = {}
+        """The tensors themselves, which know their padding once their layer was left."""
 
     def watch(
         self, layer: keras.Layer, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -119,6 +121,7 @@ class Capture:
                 f"{point.name} has the shape {list(tensor.shape)} in this batch, "
                 f"but had {len(point.layout)} axes in the dry pass"
             )
+        self.originals[point.name] = tensor
         if needs_mask(point.pool, point.layout):
             self._unpooled.append((point, tensor, copied(tensor)))
         else:

@@ -148,7 +148,7 @@ class Tap:
         # Where the values decide what runs, only the whole pass shows that a layer did not run once more.
         self._may_stop = not (observation.value_dependent and any(point.only_call for point in points))
         self.traceable = not observation.value_dependent
-        self._prefix_tokens = {point.name: _prefix_tokens(point, observation) for point in points}
+        self._prefix_tokens = {point.name: prefix_tokens_of(point, observation) for point in points}
         self._cut = _cut(self.model, points, observation)
         self._names = {
             model: {layer: names[0] for layer, names in names_of(model).items()}
@@ -214,7 +214,7 @@ def _cut(model: keras.Model, points: Sequence[Point], observation: Observation) 
     return keras.Model(declared_inputs(model), outputs, name=model.name)
 
 
-def _prefix_tokens(point: Point, observation: Observation) -> int:
+def prefix_tokens_of(point: Point, observation: Observation) -> int:
     """Class and register tokens at this point: none yet in a layer before they are put in front."""
     call = observation.by_path[point.path][point.call]
     own = next(item.prefix_tokens for item in call.items(point.side) if item.key == point.item)

@@ -67,11 +67,17 @@ def tensor_of(value: Any) -> Any:
 
 
 def called_with(model: keras.Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """The arguments of a call. One mapping of the model's own argument names is taken as keywords."""
+    """The arguments of a call, as tensors. One mapping of the model's own argument names is taken as
+    keywords."""
+    return Inputs(*transform(tuple(spread(model, args, kwargs)), tensor_of))
+
+
+def spread(model: keras.Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The same, as they are."""
     only = args[0] if len(args) == 1 and not kwargs else None
     if isinstance(only, Mapping) and set(only) <= set(_parameters(model)):
-        args, kwargs = (), dict(only)
-    return Inputs(*transform((args, kwargs), tensor_of))
+        return Inputs((), dict(only))
+    return Inputs(args, kwargs)
 
 
 def inputs_of(model: keras.Model, example: Any) -> Inputs:

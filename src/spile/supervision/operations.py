@@ -8,6 +8,9 @@ from typing import Literal
 
 from spile.resolution import Point
 
+EPSILON = 1e-5
+"""What norms add to a variance."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
@@ -46,8 +49,10 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution without bias, padded so that stride 1 keeps the size and stride 2 halves it, rounded
-    up."""
+    """A convolution, padded with ``kernel // 2`` zeros on either side.
+
+    Stride 1 keeps the size, stride 2 halves it, rounded up.
+    """
 
     inputs: int
     outputs: int

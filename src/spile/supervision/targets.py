@@ -106,6 +106,10 @@ class Teacher(Target):
     kind: Literal["logits", "hint", "attention"] = "logits"
     temperature: float = 4.0
 
+    # Not those of `Target`, to which all teachers of one weight are equal.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _one_of("kind", self.kind, ("logits", "hint", "attention"))

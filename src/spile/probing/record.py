@@ -280,6 +280,7 @@ def _versions(store: Store) -> dict[str, str]:
 
 
 def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -291,6 +292,7 @@ def cpu_name() -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all; what is not finite as null."""
     draft = path.with_name(f".{path.name}.part")
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:

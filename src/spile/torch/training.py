@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -320,11 +321,13 @@ def _logger(wanted: Any, job: Job) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning tells which accelerators there are, each time; it need not."""
+    """Lightning tells which accelerators there are, each time, and uses what PyTorch deprecates."""
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+            yield
     finally:
         log.setLevel(level)

@@ -16,7 +16,7 @@ from spile.data import open_source
 WIDTH = 24
 EVERY = 3
 """A head sits on every so many layers."""
-_STRIDED = (1, 6)
+STRIDED = (1, 6)
 
 
 class PlainNet(nn.Module):
@@ -25,14 +25,14 @@ class PlainNet(nn.Module):
     ``body.5`` is the sixth layer with its ReLU.
     """
 
-    def __init__(self, depth: int, *, classes: int = 10, width: int = WIDTH) -> None:
+    def __init__(
+        self, depth: int, *, classes: int = 10, width: int = WIDTH, strided: tuple[int, ...] = STRIDED
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(
-                        1 if layer == 1 else width, width, 3, stride=1 + (layer in _STRIDED), padding=1
-                    ),
+                    nn.Conv2d(1 if layer == 1 else width, width, 3, stride=1 + (layer in strided), padding=1),
                     nn.ReLU(),
                 )
                 for layer in range(1, depth + 1)

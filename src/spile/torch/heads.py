@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,13 +49,24 @@ class Pool(nn.Module):
         return str(self.pool)
 
 
+class Recipe(NamedTuple):
+    """What a head is built from."""
+
+    operations: tuple[Operation, ...]
+    features: Features
+    text: bool
+    """The model reads token ids, so that the first token is its class token."""
+
+
 class Head(nn.Module):
     """A trunk, whose result are the head's own features, and an output layer."""
 
-    def __init__(self, trunk: nn.Sequential, output: nn.Module) -> None:
+    def __init__(self, trunk: nn.Sequential, output: nn.Module, recipe: Recipe | None = None) -> None:
         super().__init__()
         self.trunk = trunk
         self.output = output
+        self.recipe = recipe
+        """``None`` for the user's own module."""
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the output layer reads."""
@@ -111,7 +122,7 @@ def build(
     head: HeadSpec | nn.Module | Callable[[int], nn.Module],
     point: Point,
     *,
-    features: Features | None,
+    features: Features,
     final: Features,
     outputs: int,
     task: Task,
@@ -123,11 +134,6 @@ def build(
 
     Raises `SupervisionError` for one that is too large, or that does not give what the task needs.
     """
-    if features is None:
-        raise SupervisionError(
-            f"{point.name!r} has the axes {point.layout!r}, and heads read maps (BCYX), tokens (BTC) or "
-            "vectors (BC): tap another layer"
-        )
     with torch.random.fork_rng(devices=[]):
         if isinstance(head, HeadSpec):
             operations = head.operations(features, outputs=outputs, final=final, base_params=base_params)
@@ -138,14 +144,20 @@ def build(
                 base_params=base_params,
                 allowed=allowed,
             )
-            *trunk, output = (_module(operation, features, point, text) for operation in operations)
-            made = Head(nn.Sequential(*trunk), output)
+            made = assemble(Recipe(operations, features, text), point)
         else:
             made = Head(nn.Sequential(), _own(head, features, point))
             size = sum(p.numel() for p in made.parameters())
             check_size(size, place=point.name, head=type(head), base_params=base_params, allowed=allowed)
     _check_output(made, head, point, features, outputs, task)
     return made
+
+
+def assemble(recipe: Recipe, point: Point) -> Head:
+    """The modules of a head."""
+    made = [_module(operation, recipe.features, point, recipe.text) for operation in recipe.operations]
+    *trunk, output = made
+    return Head(nn.Sequential(*trunk), output, recipe)
 
 
 def canonical(x: Tensor, point: Point) -> Tensor:

@@ -7,7 +7,8 @@ Everything a pass computes is returned, nothing is kept, so the module can be co
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +22,10 @@ from spile.structure import last_features
 from spile.supervision.heads import heads_of
 from spile.supervision.operations import Features
 from spile.supervision.placement import final_features
-from spile.supervision.settings import Loss, Settings, SupervisedOutput
+from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
 from spile.supervision.targets import checked_task, targets_of
 from spile.supervision.weights import Aggregated, Uncertainty
+from spile.torch.certificates import Twin
 from spile.torch.gradients import scaled
 from spile.torch.heads import Head, Heads, build, canonical
 from spile.torch.observing import observe
@@ -42,6 +44,9 @@ class Supervised(nn.Module):
     in `DistributedDataParallel`.
     """
 
+    twin: Twin
+    """The model before it had heads, for `certificate`."""
+
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__()
         if unwrap(model) is not model:
@@ -58,8 +63,13 @@ class Supervised(nn.Module):
         names = [point.name for point in points]
         targets = targets_of(settings.targets, names)
         checked_task(settings.task, targets)
+        object.__setattr__(self, "twin", Twin(model))
         self.terms = Terms(targets, model, settings=settings, example=example)  # copies what has no hooks yet
-        self.heads = Heads(_heads(model, points, settings, observation))
+        self.features = {point.name: _read(point, observation) for point in points}
+        """What each head reads."""
+        self.macs = observation.root.macs
+        """Multiply-accumulates of the model for one sample, without heads."""
+        self.heads = Heads(_heads(model, points, self.features, settings, observation))
         self.terms.connect(points, self.heads, observation)
         self.log_variances = None
         if isinstance(settings.weighting, Uncertainty):
@@ -191,14 +201,52 @@ class Supervised(nn.Module):
         self._stripped = True
         return self.base
 
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """The model as `strip` leaves it, for a while."""
+        self._taps.detach()
+        try:
+            yield
+        finally:
+            if not self._stripped:
+                self._taps.attach()
+
+    def certificate(self, inputs: Any) -> Certificate:
+        """Check that stripping leaves the model as it was, in its outputs, keys, MACs and exported graph."""
+        from spile.torch.certificates import certify
+
+        return certify(self, inputs)
+
+    def exits(
+        self, data: Any, *, accuracy: float | None = None, budget: float | None = None, holdout: float = 0.5
+    ) -> Any:
+        """A model that lets samples leave at the first head that is sure; `data` is (inputs, labels)."""
+        from spile.torch.calibrating import make_exits
+
+        return make_exits(self, data, accuracy=accuracy, budget=budget, holdout=holdout)
+
 
 def _forget_steps(supervised: Supervised, _: Any) -> None:
     """Loaded weights are no optimiser step."""
     supervised.__dict__["_steps"].forget()
 
 
+def _read(point: Point, observation: Observation) -> Features:
+    found = Features.of(point, prefix_tokens=prefix_tokens_at(point, observation))
+    if found is None:
+        raise SupervisionError(
+            f"{point.name!r} has the axes {point.layout!r}, and heads read maps (BCYX), tokens (BTC) or "
+            "vectors (BC): tap another layer"
+        )
+    return found
+
+
 def _heads(
-    model: nn.Module, points: Sequence[Point], settings: Settings, observation: Observation
+    model: nn.Module,
+    points: Sequence[Point],
+    features: Mapping[str, Features],
+    settings: Settings,
+    observation: Observation,
 ) -> dict[str, nn.Module]:
     """The heads by address, where the model's parameters are and in their dtype."""
     wanted = heads_of(settings.heads, [point.name for point in points])
@@ -214,7 +262,7 @@ def _heads(
         point.name: build(
             wanted[point.name],
             point,
-            features=Features.of(point, prefix_tokens=prefix_tokens_at(point, observation)),
+            features=features[point.name],
             final=final,
             outputs=settings.outputs,
             task=settings.task,

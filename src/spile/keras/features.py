@@ -60,15 +60,21 @@ def _with_outputs(model: keras.Model, points: Sequence[Point]) -> keras.Model | 
     declared = declared_inputs(model) if is_graph(model) or isinstance(model, keras.Sequential) else None
     if declared is None:
         return None
-    outputs = []
-    for point in points:
-        plain = point.path and "/" not in point.path and point.side == "out" and point.item is None
-        nodes = model.get_layer(point.path)._inbound_nodes if plain else []
-        if len(nodes) != 1 or len(nodes[0].output_tensors) != 1:
-            return None
-        outputs.append(nodes[0].output_tensors[0])
+    outputs = [plain_output(model, point) for point in points]
+    if any(output is None for output in outputs):
+        return None
     own = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     return keras.Model(declared, [own, outputs], name=model.name)
+
+
+def plain_output(model: keras.Model, point: Point) -> Any:
+    """The symbolic tensor at a point of a graph; ``None`` where it is not all that a layer of it gives."""
+    first = str(point.layout).startswith("B")
+    if not (point.path and "/" not in point.path and point.side == "out" and point.item is None and first):
+        return None
+    nodes = model.get_layer(point.path)._inbound_nodes
+    # Not `layer.output`: that of a model inside is the end of its own graph.
+    return nodes[0].output_tensors[0] if len(nodes) == len(nodes[0].output_tensors) == 1 else None
 
 
 def _told(inputs: Inputs) -> Any:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
-from spile.keras.runtime import Body, Compiled
+from spile.keras.runtime import Body, Compiled, Scalars
 
 compiles = True
 fixed_batch = True
@@ -41,6 +41,13 @@ def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         return {name: _array(value) for name, value in found.items()}
 
     return run
+
+
+def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[np.ndarray[Any, Any] | None]]:
+    """One forward pass, and one backward pass a scalar."""
+    values = [variable.value for variable in variables]
+    scalars, back = jax.vjp(lambda state: jnp.stack(body(state)), values)
+    return [[_array(each) for each in back(row)[0]] for row in jnp.eye(len(scalars), dtype=scalars.dtype)]
 
 
 def without_gradients() -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from spile.keras.runtime import Body, Compiled
+from spile.keras.runtime import Body, Compiled, Scalars
 
 compiles = True
 fixed_batch = False
@@ -49,6 +49,16 @@ def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         return {name: _array(value) for name, value in functions[key](arrays).items()}
 
     return run
+
+
+def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[np.ndarray[Any, Any] | None]]:
+    """One forward pass, and one backward pass a scalar."""
+    tensors = [variable.value for variable in variables]
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(tensors)
+        scalars = body(None)
+    found = [tape.gradient(scalar, tensors) for scalar in scalars]
+    return [[None if g is None else _array(tf.convert_to_tensor(g)) for g in each] for each in found]
 
 
 def without_gradients() -> AbstractContextManager[Any]:

@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from spile.keras.runtime import Body
+from spile.keras.runtime import Body, Scalars
 
 compiles = False
 fixed_batch = False
@@ -27,6 +28,20 @@ def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
 def scope() -> object:
     """The level of `torch.func`'s transforms, such as `vmap`; loops are Python's own."""
     return torch._C._functorch.maybe_current_level()
+
+
+def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[np.ndarray[Any, Any] | None]]:
+    """One forward pass, and one backward pass a scalar."""
+    tensors = [variable.value for variable in variables]
+    found = []
+    with torch.enable_grad():
+        for scalar in body(None):
+            nothing = not (isinstance(scalar, torch.Tensor) and scalar.requires_grad)
+            each: Sequence[torch.Tensor | None] = [None] * len(tensors)
+            if not nothing:
+                each = torch.autograd.grad(scalar, tensors, retain_graph=True, allow_unused=True)
+            found.append([None if g is None else g.detach().float().cpu().numpy() for g in each])
+    return found
 
 
 def without_gradients() -> AbstractContextManager[Any]:

@@ -25,7 +25,7 @@ from spile.supervision.heads import HeadSpec, check_size, heads_of
 from spile.supervision.operations import Features, Operation, parameters
 from spile.supervision.placement import final_features
 from spile.supervision.settings import MainOutput, Settings
-from spile.supervision.targets import SelfDistill, Target, Task, Teacher, checked_task, targets_of
+from spile.supervision.targets import SelfDistill, Target, Task, checked_task, targets_of
 from spile.supervision.weights import Aggregated, Weighting
 
 Gives = Literal["logits", "softmax", "sigmoid"]
@@ -179,8 +179,8 @@ def picked(output: Any, main: MainOutput) -> Any:
         return found
     keys = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
     raise SupervisionError(
-        f"the model gives a {type(output).__name__}{keys}, and main={main!r} leads to no tensor of it: say which holds the logits, "
-        "main='logits', a position, or a function of the output"
+        f"the model gives a {type(output).__name__}{keys}, and main={main!r} leads to no tensor of it: "
+        "say which holds the logits, main='logits', a position, or a function of the output"
     )
 
 
@@ -244,16 +244,16 @@ def _shapes(inputs: Inputs) -> Any:
 def encoded(value: Any) -> Any:
     """A plan, a spec, or a value in one, as plain data."""
     if isinstance(value, Point):
-        return {"kind": "Point", **asdict(replace(value, pool=Pool("none"))), "pool": None}
+        return {"is": "Point", **asdict(replace(value, pool=Pool("none"))), "pool": None}
     if is_dataclass(value) and not isinstance(value, type):
         kept = {field.name: encoded(getattr(value, field.name)) for field in fields(value)}
-        return {"kind": type(value).__name__, **kept}
+        return {"is": type(value).__name__, **kept}
     if isinstance(value, keras.Model) or (callable(value) and not isinstance(value, type)):
-        return {"kind": "object", "value": keras.saving.serialize_keras_object(value)}
+        return {"is": "object", "value": keras.saving.serialize_keras_object(value)}
     if isinstance(value, Mapping):
-        return {"kind": "dict", "items": [[key, encoded(each)] for key, each in value.items()]}
+        return {"is": "dict", "items": [[key, encoded(each)] for key, each in value.items()]}
     if isinstance(value, tuple | list):
-        return {"kind": "tuple", "items": [encoded(each) for each in value]}
+        return {"is": "tuple", "items": [encoded(each) for each in value]}
     return value
 
 
@@ -262,7 +262,7 @@ def decoded(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     described = dict(value)
-    kind = described.pop("kind")
+    kind = described.pop("is")
     if kind == "object":
         return keras.saving.deserialize_keras_object(described["value"])
     if kind == "dict":

@@ -12,6 +12,8 @@ import numpy as np
 
 Body = Callable[[Sequence[Any] | None, Any], dict[str, Any]]
 """A pass: the values of the model's variables (``None``: as they are) and its inputs to named tensors."""
+Scalars = Callable[[Sequence[Any] | None], list[Any]]
+"""From values of some variables (``None``: as they are) to scalars."""
 Compiled = Callable[[Any], dict[str, np.ndarray[Any, Any]]]
 """Nested arrays to named arrays."""
 
@@ -37,6 +39,12 @@ class Runtime(Protocol):
 
     def compiled(self, body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         """The pass as the backend's compiler makes it."""
+        ...
+
+    def gradients(
+        self, body: Scalars, variables: Sequence[keras.Variable]
+    ) -> list[list[np.ndarray[Any, Any] | None]]:
+        """For each scalar that `body` gives, its gradient by every variable; ``None`` where it has none."""
         ...
 
     def without_gradients(self) -> AbstractContextManager[Any]:

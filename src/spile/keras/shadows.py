@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ class Shadow(keras.Layer):
 
     def __init__(self, model: keras.Model, **kwargs: Any) -> None:
         super().__init__(trainable=False, autocast=False, **kwargs)
-        self._model = lambda: model  # a function, as Keras would track the model
+        self._model: Callable[[], Any] = lambda: model  # a function, as Keras would track the model
         self.values = [
             self.add_weight(
                 shape=variable.shape,

@@ -1,30 +1,36 @@
 """A Keras model with auxiliary heads. It is compiled, fitted, evaluated and saved like any other.
 
-    supervised = spile.supervise(model, num_classes=10)
-    supervised.compile(optimizer="adam", metrics=["accuracy"])
-    supervised.fit(x, y, epochs=10)
-    model = supervised.strip()
+supervised = spile.supervise(model, num_classes=10)
+supervised.compile(optimizer="adam", metrics=["accuracy"])
+supervised.fit(x, y, epochs=10)
+model = supervised.strip()
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import keras
+import numpy as np
 from keras import ops
 
 from spile.errors import SupervisionError
 from spile.keras import losses
+from spile.keras.certificates import certify, snapshot
+from spile.keras.diagnosing import by_layer
+from spile.keras.exits import EarlyExits, make_exits
 from spile.keras.features import Feature, Pass
 from spile.keras.heads import PACKAGE, Head
+from spile.keras.observing import stateless
 from spile.keras.plans import Plan, decoded, encoded, picked, planned
+from spile.keras.runtime import runtime
 from spile.keras.schedules import Progress, ProgressCallback, Table
 from spile.keras.targets import Batch, Stat, TargetStates
-from spile.keras.trees import spread
+from spile.keras.trees import spread, tensor_of, transform
 from spile.resolution import Point
-from spile.supervision.settings import Loss, Settings, SupervisedOutput
+from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
 from spile.supervision.targets import MAIN, PseudoLabels, SelfDistill, term_names
 from spile.supervision.weights import Schedule, checked
 
@@ -66,6 +72,7 @@ class Supervised(keras.Model):
         self.progress = Progress()
         """``progress.begin(0.3)`` sets it, for a loop of your own over `train_on_batch`."""
         self._plan = plan
+        self._before = snapshot(base, plan.example)
         self._states = TargetStates(plan, base, self.heads)
         self._main_alone = False
         watched = list(plan.points)
@@ -116,7 +123,7 @@ class Supervised(keras.Model):
                 f"the main output has the shape {list(main.shape)}, but num_classes={plan.outputs} was asked "
                 f"for: write num_classes={main.shape[-1]}, or say where the logits are, main=..."
             )
-        extra = {"output": raw, **self._states.extras(given, features, own)}
+        extra = {"output": raw, "whole": output, **self._states.extras(given, features, own)}
         return SupervisedOutput(main=main, aux=aux, extra=extra)
 
     def _into_base(self, name: str, feature: Feature) -> Feature:
@@ -285,9 +292,69 @@ class Supervised(keras.Model):
             return found.extra["output"]
         return found[0].extra["output"], *found[1:]  # JAX gives the state too
 
+    def set_linear(self, address: str, weight: Any, bias: Any) -> None:
+        """Start a head from a linear probe on pooled features.
+
+        `weight` is (outputs, features), `bias` (outputs,). For heads that are one linear layer,
+        ``head="linear"``. Raises `SupervisionError` for others, and for other shapes.
+        """
+        if address not in self.heads:
+            raise SupervisionError(f"no head at {address!r}: there are {', '.join(self.heads)}")
+        weights = self.heads[address].weights
+        given = [np.asarray(weight, "float32").T, np.asarray(bias, "float32")]
+        if [w.name for w in weights] != ["kernel", "bias"]:
+            raise SupervisionError(f"the head at {address!r} is not one linear layer: use head='linear'")
+        if [tuple(w.shape) for w in weights] != [each.shape for each in given]:
+            wanted, got = list(weights[0].shape)[::-1], list(given[0].shape)[::-1]
+            raise SupervisionError(f"the head at {address!r} takes {wanted}, received {got}")
+        for own, each in zip(weights, given, strict=True):
+            own.assign(each)
+
+    def diagnose(
+        self, inputs: Any, labels: Any, *, progress: float = 0.0, ids: Any = None, soft_labels: Any = None
+    ) -> dict[str, dict[str, float]]:
+        """By layer with weights: ``gradient_norm``, ``share/...`` of main and each head, ``cosine``.
+
+        Runs one batch as in training, and leaves variables, averages and random state as they are.
+        """
+        variables = self.base.trainable_variables
+        y = {"labels": labels, "ids": ids, "soft_labels": soft_labels}
+        x = transform(inputs, tensor_of)
+
+        def parts(values: Sequence[Any] | None) -> list[Any]:
+            given = {} if values is None else dict(zip(map(id, variables), values, strict=True))
+            state = [given.get(id(v), v.value) for v in self.variables] if given else None
+            with stateless(self, state):
+                found = self._weighed(self(x, training=True), y, checked(progress), None, training=False)
+            return found.parts
+
+        return by_layer(self.base, [MAIN, *self.heads], runtime().gradients(parts, variables))
+
     def strip(self) -> keras.Model:
-        """The model itself: the heads are no part of it."""
+        """The model itself: the heads are no part of it. Twice is fine."""
         return self.base
+
+    def certificate(self, inputs: Any) -> Certificate:
+        """Check that stripping leaves the model as it was: keys, outputs, MACs and the graph of layers."""
+        return certify(self, self._before, inputs)
+
+    def exits(
+        self, data: Any, *, accuracy: float | None = None, budget: float | None = None, holdout: float = 0.5
+    ) -> EarlyExits:
+        """A model that lets samples leave at the first head that is sure; `data` is (inputs, labels).
+
+        Temperatures are fitted on a share ``1 - holdout`` of the samples, thresholds for the wanted accuracy,
+        or budget of MACs a sample, on the others. See `spile.keras.exits`.
+        """
+        return make_exits(
+            self,
+            self._plan,
+            data,
+            whole_macs=self._before.macs,
+            accuracy=accuracy,
+            budget=budget,
+            holdout=holdout,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Base, heads and what they are trained towards."""

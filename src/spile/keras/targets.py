@@ -32,7 +32,6 @@ from spile.supervision.targets import (
 )
 
 
-
 class Stat(NamedTuple):
     """A share, and of how many."""
 
@@ -184,8 +183,8 @@ class TargetStates(keras.Layer):
             tokens = own.kind == "tokens"
             if theirs is None or theirs.kind != own.kind or (tokens and theirs.size != own.size):
                 raise SupervisionError(
-                    f"the teacher's {point.name!r} gives {list(point.shape)}, which is not like the {own.kind} "
-                    f"of {name!r}: choose a layer of the teacher that gives the same kind of features"
+                    f"the teacher's {point.name!r} gives {list(point.shape)}, which is not like the "
+                    f"{own.kind} of {name!r}: choose a layer of the teacher that gives the same kind"
                 )
             if target.kind == "hint":
                 self._project(_adapter(name, self._teachers, target), own.channels, theirs.channels)

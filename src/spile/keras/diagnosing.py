@@ -21,8 +21,8 @@ def by_layer(
 
     `gradients` are those of what main and every head add to the total, by the trainable variables of the
     base. ``gradient_norm`` is that of their sum, ``share/main`` and ``share/<head>`` are the norm of each
-    one's part over the sum of those norms, ``cosine`` is that between the main gradient and the sum of all heads';
-    NaN where one of them is 0.
+    one's part over the sum of those norms, ``cosine`` is that between the main gradient and the sum of all
+    heads'; NaN where one of them is 0.
     """
     variables = base.trainable_variables
     places = {id(variable): place for place, variable in enumerate(variables)}

@@ -1,4 +1,4 @@
-"""Curves over the epochs of training as inline SVG: several lines in one frame, each named at its right end."""
+"""Curves over the epochs of training as inline SVG: several lines in one frame, named at their right ends."""
 
 from __future__ import annotations
 

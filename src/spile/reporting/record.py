@@ -215,7 +215,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A trained network: how it went, epoch by epoch. `score` is that of the epoch `best`, on held-out rows."""
+    """A trained network, epoch by epoch. `score` is that of the epoch `best`, on held-out rows."""
 
     epochs: tuple[float, ...]
     charts: tuple[Chart, ...]

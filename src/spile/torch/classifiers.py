@@ -34,7 +34,7 @@ def with_classifier(model: nn.Module, example: Any, classes: int) -> nn.Module:
     path = classifier_of(model, example)
     if path is None:
         raise ModelError(
-            f"{type(model).__name__} has no final Linear or 1x1 Conv2d to replace: give a model whose output is "
+            f"{type(model).__name__} has no final Linear or Conv2d to replace: give a model whose output is "
             f"{classes} logits, e.g. from a function in a file, net.py:make_model"
         )
     old = model.get_submodule(path)

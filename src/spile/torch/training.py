@@ -1,4 +1,4 @@
-"""Training with Lightning: the loop, checkpoints, resuming, early stopping, mixed precision and loggers are its own."""
+"""Training with Lightning, whose loop, checkpoints, early stopping, mixed precision and loggers are used."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Training(pl.LightningModule):
 
     @property
     def _progress(self) -> float:
-        """The share of training that is done; counts steps of the optimiser, so accumulation cannot shift it."""
+        """The share of training that is done, in steps of the optimiser: accumulation cannot shift it."""
         return min(1.0, self.trainer.global_step / max(1, self._job.steps))
 
     def train_dataloader(self) -> Iterable[LabelledBatch]:
@@ -160,7 +160,7 @@ class Training(pl.LightningModule):
             else {"": output.main, **{f"{name}/": logits for name, logits in output.aux.items()}}
         )
         for head, logits in by_head.items():
-            loss, found = _plain_loss(logits, labels)
+            _, found = _plain_loss(logits, labels)
             known = int((labels >= 0).sum())
             self._means.add(f"{self._names[dataloader_idx]}/{head}", found, known)
 
@@ -176,14 +176,14 @@ class Training(pl.LightningModule):
         }
         if row.get("train/loss") is not None and not row["train/loss"] == row["train/loss"]:
             raise TrainingError(
-                f"the loss is no number after epoch {self.current_epoch + 1}: write a lower rate= (--rate), or "
-                "precision='float32'"
+                f"the loss is no number after epoch {self.current_epoch + 1}: write a lower rate= (--rate), "
+                "or precision='float32'"
             )
         self.history.append(row)
         self.log_dict({name: value for name, value in row.items() if name != "epoch"})
 
     def _gradients(self) -> Epoch:
-        """How strong the gradients are and how well main and heads agree, layer by layer, on one fixed batch."""
+        """Of every layer, on one fixed batch: the gradient, and how well main and heads agree."""
         job = self._job
         if job.probe is None or job.supervised is None:
             return {}

@@ -47,7 +47,8 @@ def load(recipe: Recipe, seed: int) -> LoadedModel:
     loaded = make()
     if framework_of(loaded.model) is None:
         raise TrainingError(
-            f"{recipe.model!r} gives a {type(loaded.model).__name__}, which is no torch.nn.Module or keras.Model"
+            f"{recipe.model!r} gives a {type(loaded.model).__name__}, which is no torch.nn.Module or "
+            "keras.Model"
         )
     if _is_random(recipe):  # the framework is known, and loaded, only now
         backend_of(loaded.model).seed(seed)
@@ -94,10 +95,24 @@ def build(
 def _maker(recipe: Recipe) -> Callable[[], LoadedModel]:
     model = recipe.model
     if isinstance(model, str):
-        return lambda: load_model(model, pretrained=recipe.pretrained, input_size=recipe.input_size)
+        return lambda: load_model(
+            model,
+            weights=None if recipe.weights is None else Path(recipe.weights),
+            pretrained=recipe.pretrained,
+            input_size=recipe.input_size,
+            device=recipe.device,
+        )
     if framework_of(model) is None and not isinstance(model, LoadedModel) and callable(model):
-        return lambda: as_loaded(model())
+        return lambda: _made_by(model)
     return lambda: as_loaded(model)
+
+
+def _made_by(function: Callable[[], Any]) -> LoadedModel:
+    """What a function makes: a model, or one and its preprocessing, as those of files do."""
+    made = function()
+    if isinstance(made, tuple) and len(made) == 2:
+        return replace(as_loaded(made[0]), preprocessing=made[1])
+    return as_loaded(made)
 
 
 def _is_random(recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""`compare`: does the second recipe beat the first? Paired seeds, equal steps and equal time, an answer in words."""
+"""`compare`: does the second recipe beat the first? Paired seeds, equal steps, equal time, an answer."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class Comparison:
     seeds: tuple[int, ...]
     equal_steps: Scores
     equal_time: Scores | None
-    """The faster recipe with as many more epochs as fit into the time of the slower; ``None`` where it was not
-    asked for."""
+    """The faster recipe with as many more epochs as fit into the time of the slower, if asked for."""
     seconds: tuple[float, float]
     """Of training steps, the median run of each at equal steps."""
     accuracy: float
@@ -107,10 +106,10 @@ def compare(
 ) -> Comparison:
     """Train two recipes with the same seeds and say whether the second is better. The answer may be no.
 
-    Of one seed both have the same initial weights of the model, order of rows and held-out rows. First both take
-    equally many epochs, in turns; then the faster one is trained anew with as many epochs as fit into the
-    slower one's time, so that auxiliary heads, which cost time, are held against longer training. The interval
-    is Student's t of the paired differences.
+    Of one seed both have the same initial weights of the model, order of rows and held-out rows. First both
+    take equally many epochs, in turns; then the faster one is trained anew with as many epochs as fit into
+    the slower one's time, so that auxiliary heads, which cost time, are held against longer training. The
+    interval is Student's t of the paired differences.
 
     Args:
         recipe_a: the baseline. Its model is a reference or a function, since every run needs a new one.
@@ -194,8 +193,8 @@ def _check(a: Recipe, b: Recipe, seeds: int, level: float) -> None:
             )
         if not isinstance(recipe.model, str) and (hasattr(recipe.model, "model") or _is_object(recipe.model)):
             raise TrainingError(
-                f"a {type(recipe.model).__name__} would be trained further by every run: give a reference such "
-                "as 'timm:resnet18', or a function that makes the model"
+                f"a {type(recipe.model).__name__} would be trained further by every run: give a reference "
+                "such as 'timm:resnet18', or a function that makes the model"
             )
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 2:
         raise TrainingError(f"seeds={seeds!r}: an interval needs seeds=2 or more; 5 is a start")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from spile.backend import framework_of
@@ -14,7 +14,7 @@ from spile.preprocessing import Preprocessing
 from spile.resolution import AddressesLike
 from spile.supervision.heads import HeadLike
 from spile.supervision.settings import MainOutput
-from spile.supervision.targets import PseudoLabels, SmoothedLabels, Target, Targets
+from spile.supervision.targets import PseudoLabels, Target, Targets
 from spile.supervision.weights import CosineDecay, Weighting
 
 
@@ -25,21 +25,21 @@ class Supervision:
     taps: AddressesLike = "auto"
     head: HeadLike | Mapping[str, HeadLike] = "bottleneck"
     targets: Targets | None = None
-    weight: Weighting | float = CosineDecay(0.4, end=0.7)
+    weight: Weighting | float = field(default_factory=lambda: CosineDecay(0.4, end=0.7))
     gradient: float | str = "full"
     allow_large: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
-    """A training run but for its seed. `spile.train` takes these as options; `spile.compare` takes two recipes.
+    """A training run but for its seed: the options of `spile.train`. `spile.compare` takes two.
 
     Raises `TrainingError` for an option that is out of range.
     """
 
     model: Any
-    """A reference such as ``"timm:resnet18"``, a function that makes a model, a model object (which is trained in
-    place), or what `spile.load_model` gave. Its output must be logits, or a dict or object that has them."""
+    """A reference such as ``"timm:resnet18"``, a function that makes a model, a model object (which is
+    trained in place), or what `spile.load_model` gave. Its output is logits, or has them, see `main`."""
     data: Any
     """Labelled samples: a folder, a manifest, arrays (x, y), a demo set; anything but a stream of batches."""
     supervise: Supervision | None = None
@@ -58,18 +58,22 @@ class Recipe:
     precision: MixedPrecision = "float32"
     pretrained: bool = True
     """With ``False`` a reference is built with random weights."""
+    weights: str | os.PathLike[str] | None = None
+    """A local file to begin with, for a reference."""
+    device: str | None = None
+    """Of a reference: ``cuda``, ``mps``; by default the CPU."""
     input_size: int | None = None
     preprocessing: Preprocessing | None = None
     """What uint8 images get; a model object does not tell it."""
     main: MainOutput = None
     """Which of the model's outputs holds its logits."""
     shots: int | None = None
-    """So many rows of every class keep their label; the rest is unlabelled, for targets that use such rows."""
+    """So many rows of every class keep their label; the rest is for targets that use unlabelled rows."""
     patience: int | None = None
-    """Stop after so many epochs without a lower loss on a fifth of the training rows, set aside for it, and keep
-    the best epoch. The test rows take no part in that."""
+    """Stop after so many epochs without a lower loss on a fifth of the training rows, set aside for it, and
+    keep the best epoch. The test rows take no part in that."""
     from_probe: str | os.PathLike[str] | None = None
-    """A run of `spile.transfer` on the same model and data: the classifier starts as a linear probe fitted on its
+    """A run of `spile.transfer` on the same model and data: the classifier starts as a linear probe on its
     features of the training rows (LP-FT, Kumar et al. 2022)."""
 
     def __post_init__(self) -> None:
@@ -116,13 +120,6 @@ class Recipe:
         """Whether a target learns from rows without a label."""
         return self.supervise is not None and any(
             isinstance(target, PseudoLabels) for target in _listed(self.supervise.targets)
-        )
-
-    @property
-    def needs_row_numbers(self) -> bool:
-        """Whether a target keeps something for every row."""
-        return self.supervise is not None and any(
-            isinstance(target, SmoothedLabels) for target in _listed(self.supervise.targets)
         )
 
     def described(self) -> dict[str, str]:

@@ -124,13 +124,13 @@ def charts(epochs: Sequence[Epoch], heads: Sequence[str]) -> list[dict[str, Any]
             lines(
                 {f"{head} {kind}": f"train/{head}/{kind}" for head in ("main", *heads) for kind in _PSEUDO}
             ),
-            words="Coverage is the share of unlabelled rows that are confident; precision is that of confident "
-            "rows with a label.",
+            words="Coverage: the share of unlabelled rows that are confident. Precision: of confident rows "
+            "with a label, the share that is right.",
             share=True,
         ),
         chart(
             "Gradient norm",
-            lines({layer: f"gradient/{layer}/norm" for layer in drawn}),
+            lines({layer: f"gradient/{layer}/gradient_norm" for layer in drawn}),
             words="Of the whole loss, on one fixed batch, input side first.",
             logarithmic=True,
         ),
@@ -165,7 +165,7 @@ def chart(
 
 def gradient_layers(epochs: Sequence[Epoch]) -> list[str]:
     """Layers whose gradients were looked at, in forward order."""
-    ends = "/norm"
+    ends = "/gradient_norm"
     names = (name for row in epochs for name in row if name.startswith("gradient/") and name.endswith(ends))
     return list(dict.fromkeys(name.removeprefix("gradient/").removesuffix(ends) for name in names))
 

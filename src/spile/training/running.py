@@ -31,7 +31,7 @@ class TrainRun:
 
     path: Path
     model: Any
-    """The trained model, in evaluation mode, its heads taken off. Its output is one logit a class of `classes`."""
+    """The trained model, in evaluation mode, without heads; its output is one logit a class of `classes`."""
     classes: tuple[Any, ...]
     epochs: tuple[Epoch, ...]
     """What was measured after every epoch; see `spile.fitting.Epoch`."""
@@ -77,9 +77,9 @@ def train(
 ) -> TrainRun:
     """Train a classifier, with auxiliary heads if asked for, and write a report with curves.
 
-    The model's classifier is replaced by one for the classes of the data, unless it has as many outputs. Rows of
-    the split ``test`` (else ``val``), or a fifth set aside as by `spile.transfer`, only measure. PyTorch models
-    are trained by Lightning, Keras models by `fit`.
+    The model's classifier is replaced by one for the classes of the data, unless it has as many outputs. Rows
+    of the split ``test`` (else ``val``), or a fifth set aside as by `spile.transfer`, only measure. PyTorch
+    models are trained by Lightning, Keras models by `fit`.
 
     Args:
         model: as `Recipe.model`; or a whole `Recipe`, and neither `data` nor `options`.
@@ -215,7 +215,7 @@ def _some(inputs: Any, count: int) -> Any:
 
 
 def _folder(folder: Path, recipe: Recipe, seed: int, resume: bool) -> Path:
-    """Make the folder. Raises `TrainingError` where another run is in it, or one that is not to be gone on with."""
+    """Make the folder. Raises `TrainingError` where a run is in it that is not to be gone on with."""
     path, wanted = folder / _RECIPE, {**recipe.described(), "seed": str(seed)}
     if path.is_file():
         if not resume:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.errors import SpileError as SpileError
     from spile.errors import StoreError as StoreError
     from spile.errors import SupervisionError as SupervisionError
+    from spile.errors import TrainingError as TrainingError
     from spile.extraction import extract as extract
     from spile.models import load_model as load_model
     from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
@@ -33,6 +34,10 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.taps import Activations as Activations
     from spile.taps import layers as layers
     from spile.taps import tap as tap
+    from spile.training import Recipe as Recipe
+    from spile.training import Supervision as Supervision
+    from spile.training import compare as compare
+    from spile.training import train as train
 
     open = open_store
 
@@ -51,6 +56,7 @@ _HOMES = {
         "SpileError",
         "StoreError",
         "SupervisionError",
+        "TrainingError",
     ),
     "spile.extraction": ("extract",),
     "spile.models": ("load_model",),
@@ -59,6 +65,7 @@ _HOMES = {
     "spile.store": ("open",),
     "spile.supervising": ("supervise",),
     "spile.taps": ("Activations", "layers", "tap"),
+    "spile.training": ("Recipe", "Supervision", "compare", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("supervision",)

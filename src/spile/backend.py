@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
 
 from spile.errors import ModelError
+from spile.fitting import Fitted, Job
 from spile.linear import LinearHead
 from spile.observation import Observation
 from spile.preprocessing import ImagePreprocessing
@@ -249,6 +250,22 @@ class Backend(Protocol):
 
     def open_whole(self, path: Path, name: str) -> Runner:
         """Open what `save_whole` wrote in the format `name`."""
+        ...
+
+    def seed(self, seed: int) -> None:
+        """Seed the random numbers that initial weights and dropout are made of."""
+        ...
+
+    def with_classifier(self, model: Any, example: Any, classes: int) -> Any:
+        """The model with logits for so many classes as its output; new weights in its last layer alone."""
+        ...
+
+    def set_classifier(self, model: Any, example: Any, coef: Any, intercept: Any) -> None:
+        """Give the last layer these weights (features, classes) and biases (classes,)."""
+        ...
+
+    def fit(self, job: Job) -> Fitted:
+        """Train a model in place."""
         ...
 
     def weights_hash(self, model: Any) -> str:

@@ -46,6 +46,10 @@ class SupervisionError(SpileError, ValueError):
     """Auxiliary heads, their targets or weights do not fit the model, the task or each other."""
 
 
+class TrainingError(SpileError, ValueError):
+    """A model cannot be trained as asked: labels, rows, options, or a run that is there already."""
+
+
 class MissingDependency(SpileError, ImportError):  # noqa: N818 - says what is missing
     """An optional package is not installed; the message holds the line that installs it."""
 

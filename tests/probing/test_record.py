@@ -20,7 +20,7 @@ def test_plain_is_what_json_has() -> None:
 
 def test_a_record_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.json"
-    record._write_json(path, {"a": 1})
+    record.write_json(path, {"a": 1})
 
     def half(self: Path, text: str, **_: object) -> int:
         with self.open("w") as file:
@@ -29,7 +29,7 @@ def test_a_record_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="No space"):
-        record._write_json(path, {"a": 2})
+        record.write_json(path, {"a": 2})
 
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from spile.cli import exporting, extracting, looking, transferring
+from spile.cli import exporting, extracting, looking, training, transferring
 from spile.errors import SpileError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ _COMMANDS = (
     (transferring.transfer, "spile transfer photos/ -m timm:resnet50 -o run --shots 10 --seeds 5"),
     (transferring.predict, "spile predict run/model new-photos/"),
     (exporting.export, "spile export run photos/ --formats onnx"),
+    (training.train, "spile train photos/ -m timm:resnet18 --supervise auto --epochs 20"),
     (looking.report, "spile report run"),
     (looking.doctor, "spile doctor --json"),
 )

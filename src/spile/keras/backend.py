@@ -10,6 +10,8 @@ from typing import Any
 import keras
 
 from spile.backend import Engine, EngineName, Mode, Precision
+from spile.fitting import Fitted, Job
+from spile.keras.classifiers import set_classifier, with_classifier
 from spile.keras.deploying import save_reached
 from spile.keras.engines import engine_for, model_inputs
 from spile.keras.exporting import export_tap as export
@@ -28,15 +30,19 @@ __all__ = [
     "engine",
     "example",
     "export",
+    "fit",
     "load_reached",
     "observe",
     "open_whole",
     "save_reached",
     "save_whole",
+    "seed",
+    "set_classifier",
     "supervise",
     "tap",
     "versions",
     "weights_hash",
+    "with_classifier",
 ]
 
 
@@ -60,6 +66,18 @@ def engine(
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
     return model_inputs(inputs, preprocessing=preprocessing)
+
+
+def seed(seed: int) -> None:
+    """Seed Python, NumPy and the backend."""
+    keras.utils.set_random_seed(seed)
+
+
+def fit(job: Job) -> Fitted:
+    """Train with `keras.Model.fit`."""
+    from spile.keras import training
+
+    return training.fit(job)
 
 
 def load_reached(model: Any, path: Path) -> None:

@@ -114,14 +114,14 @@ def write_record(
         "versions": _versions(store),
         "fingerprint": store.fingerprint,
         "environment": {
-            "cpu": _cpu(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "platform": platform.platform(),
         },
     }
-    _write_json(folder / "run.json", record)
-    _write_json(folder / "probe.json", [r.to_json() for r in results])
+    write_json(folder / "run.json", record)
+    write_json(folder / "probe.json", [r.to_json() for r in results])
 
 
 def _row(row: ProbeRow, result: ProbeResult, held_out: Mapping[str, float], store: Store) -> dict[str, Any]:
@@ -283,7 +283,8 @@ def _versions(store: Store) -> dict[str, str]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -294,7 +295,8 @@ def _cpu() -> str:
     )
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all; what is not finite as null."""
     draft = path.with_name(f".{path.name}.part")
     text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:

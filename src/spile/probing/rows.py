@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from spile.errors import ProbeError
 from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows
-from spile.store import Store
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
@@ -21,15 +20,36 @@ _PARTS = 5
 """One part in so many is set aside where the data has no test split."""
 
 
+class Labelled(Protocol):
+    """What a store, or data that is not extracted, says of its rows."""
+
+    @property
+    def labels(self) -> Any:
+        """One a row, or ``None``."""
+        ...
+
+    @property
+    def splits(self) -> Any:
+        """One a row, or ``None``."""
+        ...
+
+    @property
+    def groups(self) -> Any:
+        """One a row, or ``None``."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Positions of rows in the store, disjoint."""
+    """Positions of rows, disjoint."""
 
     train: Rows
     test: Rows
 
 
-def split_rows(store: Store, *, shots: int | None, seed: int) -> Split:
+def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
     """Training and test rows: as the data's own splits say, else a fifth set aside, stratified, whole groups.
 
     With `shots`, that many rows of every class are drawn for training; where the data has no test split, the
@@ -47,14 +67,14 @@ def split_rows(store: Store, *, shots: int | None, seed: int) -> Split:
         )
     test = _first_test_split(labelled, splits)
     if shots is not None:
-        drawn = _draw(labels_of(store, train), train, shots, seed)
+        drawn = draw(labels_of(store, train), train, shots, seed)
         return Split(drawn, test if len(test) else _others(store, train, drawn))
     if len(test):
         return Split(train, test)
     return _set_aside(store, train, seed)
 
 
-def labels_of(store: Store, rows: Rows) -> Array:
+def labels_of(store: Labelled, rows: Rows) -> Array:
     """The labels of `rows`, all of which have one: (n,) strings, integers or floats."""
     return np.asarray(np.asarray(store.labels)[rows].tolist())
 
@@ -75,7 +95,7 @@ def check_labels(labels: Iterable[Any]) -> None:
         )
 
 
-def _labelled(store: Store) -> Rows:
+def _labelled(store: Labelled) -> Rows:
     values: list[Any] = [] if store.labels is None else list(store.labels)
     known = [i for i, label in enumerate(values) if label is not None and label == label]
     if not known:
@@ -92,7 +112,8 @@ def _first_test_split(labelled: Rows, splits: list[Any]) -> Rows:
     return next((rows for rows in found if len(rows)), np.empty(0, np.intp))
 
 
-def _draw(labels: Array, rows: Rows, shots: int, seed: int) -> Rows:
+def draw(labels: Array, rows: Rows, shots: int, seed: int) -> Rows:
+    """So many of `rows` of every class, at random; `labels` are theirs."""
     if shots < 2:
         raise ProbeError(f"shots={shots} is too few to cross-validate: write shots=2 or more")
     rng = np.random.default_rng(seed)
@@ -108,13 +129,13 @@ def _draw(labels: Array, rows: Rows, shots: int, seed: int) -> Rows:
     return np.sort(np.concatenate(drawn))
 
 
-def _others(store: Store, rows: Rows, drawn: Rows) -> Rows:
+def _others(store: Labelled, rows: Rows, drawn: Rows) -> Rows:
     others = np.setdiff1d(rows, drawn)
     groups = _groups(store)
     return others if groups is None else others[~np.isin(groups[others], groups[drawn])]
 
 
-def _set_aside(store: Store, rows: Rows, seed: int) -> Split:
+def _set_aside(store: Labelled, rows: Rows, seed: int) -> Split:
     """The first fifth that leaves two rows of every class to fit on."""
     labels, groups = labels_of(store, rows), _groups(store)
     regression = labels.dtype.kind == "f"
@@ -139,6 +160,6 @@ def _set_aside(store: Store, rows: Rows, seed: int) -> Split:
     )
 
 
-def _groups(store: Store) -> Rows | None:
+def _groups(store: Labelled) -> Rows | None:
     """(n,) numbers; a row without a group is one of its own."""
     return None if store.groups is None else group_codes(list(store.groups))

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from spile.errors import DataError
-from spile.reporting import svg, words
+from spile.reporting import lines, svg, words
 from spile.reporting.record import Row, Run, read_run
 
 CHART_WIDTHS = (340, 620, 920)
@@ -74,6 +74,7 @@ def render(run: Run, run_dir: Path) -> str:
         "duration": words.duration,
         "moment": words.moment,
         "label": words.label,
+        "signed": partial(words.signed, metric=run.metric),
     }
     environment.globals |= {"words": words, "picture": cache(partial(embed, run_dir.resolve()))}
     return environment.get_template("report.html.j2").render(
@@ -81,6 +82,7 @@ def render(run: Run, run_dir: Path) -> str:
         css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         curve=layer_curve(run),
         cost=cost_chart(run),
+        curves=lines.training_charts(run.training) if run.training else [],
         columns=table_columns(run),
         max_matrix=MAX_MATRIX,
     )

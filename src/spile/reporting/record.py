@@ -209,6 +209,77 @@ class Verification:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Line:
+    """One curve: a value an epoch, null where there is none."""
+
+    name: str
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves that share an axis. `share` values lie between 0 and 1 and are shown in percent."""
+
+    title: str
+    lines: tuple[Line, ...]
+    words: str = ""
+    share: bool = False
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A trained network, epoch by epoch. `score` is that of the epoch `best`, on held-out rows."""
+
+    epochs: tuple[float, ...]
+    charts: tuple[Chart, ...]
+    best: int | None = None
+    score: float | None = None
+    seconds: float | None = None
+    heads: tuple[str, ...] = ()
+    options: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two recipes at an equal `budget`: scores of each seed, the mean of ``b - a`` and its interval."""
+
+    budget: str
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    epochs_a: int | None = None
+    epochs_b: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReachedBy:
+    """How soon a recipe came to the accuracy `wanted`: means over the `count` of `seeds` that did."""
+
+    name: str
+    wanted: float
+    count: int
+    seeds: int
+    epochs: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two recipes, paired by seed, and what follows."""
+
+    a: str
+    b: str
+    verdict: str
+    level: float
+    seeds: tuple[int, ...]
+    budgets: tuple[Paired, ...]
+    reached: tuple[ReachedBy, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """All of ``run.json``. A bare probe needs `title`, `metric` and `table` alone."""
 
@@ -233,6 +304,8 @@ class Run:
     versions: dict[str, str | None] = field(default_factory=dict)
     fingerprint: str | None = None
     environment: dict[str, Label] = field(default_factory=dict)
+    training: Training | None = None
+    comparison: Comparison | None = None
 
     @cached_property
     def pick(self) -> Row | None:

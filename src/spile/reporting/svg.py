@@ -171,8 +171,8 @@ def curve(dots: Sequence[Dot], rules: Sequence[Rule], *, scores: Scores, width: 
         *(_dot(frame, frame.x(i), dot, scores.text(dot.y), size) for i, dot in enumerate(dots)),
         *(_callout(frame, frame.x(i), dots[i], scores) for i in chosen),
     ]
-    parts = [*_y_axis(frame, scores.tick), *x_labels, *_rules(frame, rules, scores.text), *marks]
-    return _image(width, height, label, parts)
+    parts = [*y_axis(frame, scores.tick), *x_labels, *_rules(frame, rules, scores.text), *marks]
+    return image(width, height, label, parts)
 
 
 def scatter(
@@ -214,8 +214,8 @@ def scatter(
         *_names(frame, placed, 14 if narrow else 24),
         *(_callout(frame, x, dot, scores) for x, dot in chosen),
     ]
-    parts = [*_y_axis(frame, scores.tick), *ticks, title, *_rules(frame, rules, scores.text), *marks]
-    return _image(width, height, label, parts)
+    parts = [*y_axis(frame, scores.tick), *ticks, title, *_rules(frame, rules, scores.text), *marks]
+    return image(width, height, label, parts)
 
 
 def thinned(n: int, *, every: int, keep: Sequence[int]) -> list[int]:
@@ -230,7 +230,8 @@ def _tick_names(names: Sequence[str], longest: int) -> list[str]:
     return [shorten(name, longest) for name in names]
 
 
-def _image(width: int, height: int, label: str, parts: Iterable[str]) -> Markup:
+def image(width: int, height: int, label: str, parts: Iterable[str]) -> Markup:
+    """A chart of this size, made of `parts`; `label` describes it."""
     view = f"0 0 {width} {height}"
     return element("svg", *parts, viewBox=view, role="img", aria_label=label, class_=f"chart w{width}")
 
@@ -247,7 +248,8 @@ def _score_range(
     return padded_range([*ends, *seconds, *(rule.y for rule in rules)], bounds=bounds)
 
 
-def _y_axis(frame: Frame, text: Format) -> list[Markup]:
+def y_axis(frame: Frame, text: Format) -> list[Markup]:
+    """Grid lines and their values."""
     parts = []
     for tick in linear_ticks(*frame.y_range):
         y = frame.y(tick)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from math import isfinite
 
-from spile.reporting.record import Confusion, Neighbors, Row, Run
+from spile.reporting.record import Chart, Confusion, Neighbors, Row, Run, Training
 
 NONE = "–"
 """Stands wherever there is no number."""
@@ -114,6 +114,10 @@ def verdict(run: Run) -> str:
 
     Held-out scores speak where the run has them, cross-validated ones otherwise; the two are never mixed.
     """
+    if run.comparison is not None:
+        return run.comparison.verdict
+    if run.training is not None:
+        return _trained(run.training, run)
     if run.pick is None:
         return f"{len(run.table)} points compared, none picked."
     held_out = _speaks_held_out(run)
@@ -131,6 +135,38 @@ def verdict(run: Run) -> str:
     gaps = [_gap(value, _spoken_score(run, row, held_out), baseline_name(row), run.metric) for row in others]
     stated = " and ".join(gap for gap in gaps if gap)
     return f"{name} {claim}{': ' if stated else ''}{stated}."
+
+
+def _trained(training: Training, run: Run) -> str:
+    rows = run.data.test_rows if run.data else None
+    epochs = len(training.epochs) if training.best is None else training.best + 1
+    after = f"after {count(epochs)} epoch{'s' if epochs > 1 else ''}"
+    heads = f", trained with {_listed('head', training.heads)}" if training.heads else ""
+    if training.score is None or not rows:
+        return f"Trained, nothing held out to measure on, {after}{heads}."
+    return f"{score(training.score, run.metric)} of {count(rows)} held-out samples right {after}{heads}."
+
+
+def _listed(noun: str, names: Sequence[str]) -> str:
+    shown = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{noun}{'s' if len(names) > 1 else ''} on {shown}" if len(names) <= 4 else f"{len(names)} {noun}s"
+
+
+def chart_words(chart: Chart) -> str:
+    """The text alternative of a chart over epochs: where every line starts and ends."""
+    parts = []
+    for line in chart.lines:
+        known = [value for value in line.values if value is not None]
+        if known:
+            ends = [score(v, "accuracy") if chart.share else plain(v) for v in (known[0], known[-1])]
+            parts.append(f"{line.name} {ends[0]} to {ends[1]}")
+    return f"Line chart of {chart.title.lower()} over epochs: {', '.join(parts)}."
+
+
+def signed(value: float, metric: str) -> str:
+    """A difference with its sign, in percentage points for a share."""
+    text = f"{100 * abs(value):.1f}" if is_share(metric) else f"{abs(value):.3f}"
+    return f"{'−' if value < 0 else '+'}{text}"
 
 
 def spoken_scores(run: Run) -> list[tuple[Row, float | None]]:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from spile.backend import Engine, EngineName, Mode, Precision
+from spile.fitting import Fitted, Job
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
 from spile.supervision.settings import Settings
 from spile.torch.accelerating import engine_for
+from spile.torch.classifiers import set_classifier, with_classifier
 from spile.torch.deploying import save_reached
 from spile.torch.engines import model_inputs
 from spile.torch.exporting import export_tap as export
@@ -30,15 +32,19 @@ __all__ = [
     "engine",
     "example",
     "export",
+    "fit",
     "load_reached",
     "observe",
     "open_whole",
     "save_reached",
     "save_whole",
+    "seed",
+    "set_classifier",
     "supervise",
     "tap",
     "versions",
     "weights_hash",
+    "with_classifier",
 ]
 
 
@@ -70,6 +76,18 @@ def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any
 def supervise(model: Any, settings: Settings) -> Supervised:
     """Make a `Supervised`."""
     return Supervised(model, settings)
+
+
+def seed(seed: int) -> None:
+    """Seed every device."""
+    torch.manual_seed(seed)
+
+
+def fit(job: Job) -> Fitted:
+    """Train with Lightning, which is imported only now."""
+    from spile.torch import training
+
+    return training.fit(job)
 
 
 def load_reached(model: Any, path: Path) -> None:

@@ -1,0 +1,240 @@
+"""`spile train`: its options to a recipe, one run or a comparison."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spile.cli.options import AsJson, BatchSize, Data, Device, InputSize, ModelName, Quiet, Weights, typed
+from spile.cli.showing import print_line, show, table_of
+from spile.errors import SupervisionError, nearest
+
+if TYPE_CHECKING:
+    from spile.supervision import Target
+    from spile.supervision.weights import Weighting
+    from spile.training import Recipe, Supervision
+
+
+class Head(StrEnum):
+    """Kinds of auxiliary heads."""
+
+    linear = "linear"
+    bottleneck = "bottleneck"
+    mlp = "mlp"
+    token = "token"
+    flatten = "flatten"
+
+
+class Optimizer(StrEnum):
+    """How weights are changed."""
+
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+
+
+class RateSchedule(StrEnum):
+    """How the learning rate goes."""
+
+    cosine = "cosine"
+    constant = "constant"
+
+
+class MixedPrecision(StrEnum):
+    """What is computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+TARGETS = ("labels", "pseudo-labels", "self-distill", "smoothed-labels")
+WEIGHTS = ("constant", "linear", "cosine", "ramp", "uncertainty")
+_SEEDS = 5
+
+
+def train(
+    data: Data,
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.")] = Path("run"),
+    supervise: Annotated[
+        str | None,
+        typer.Option(help="Layers with auxiliary heads, e.g. layer2,layer3; or auto. Default: no heads."),
+    ] = None,
+    head: Annotated[Head, typer.Option(help="What sits on these layers.")] = Head.bottleneck,
+    targets: Annotated[
+        str, typer.Option(help=f"What the heads learn, one or several of {', '.join(TARGETS)}.")
+    ] = "labels",
+    weight: Annotated[
+        str,
+        typer.Option(
+            help="How much the heads count in total: 0.3, cosine:0.4, linear:0.4, ramp:0.4, uncertainty."
+        ),
+    ] = "cosine:0.4",
+    gradient: Annotated[
+        float, typer.Option(min=0, help="Factor of the heads' gradients into the model; 0 stops them.")
+    ] = 1.0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 10,
+    batch_size: BatchSize = None,
+    optimizer: Annotated[Optimizer, typer.Option(help="How weights are changed.")] = Optimizer.adamw,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    decay: Annotated[float, typer.Option(min=0, help="Weight decay.")] = 0.0,
+    schedule: Annotated[RateSchedule, typer.Option(help="Of the learning rate.")] = RateSchedule.cosine,
+    warmup: Annotated[float, typer.Option(help="Share of training in which the rate rises.")] = 0.0,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches a step.")] = 1,
+    precision: Annotated[MixedPrecision, typer.Option(help="What is computed in.")] = MixedPrecision.float32,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a lower validation loss.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(min=2, help="Use only so many labels of every class.")] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Begin with random weights.")] = False,
+    from_probe: Annotated[
+        Path | None, typer.Option(help="Begin with the head of this run of spile transfer.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train with and without heads and say whether they help.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=2, help="Of --compare.")] = _SEEDS,
+    accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="That --compare takes the time to.")
+    ] = None,
+    weights: Weights = None,
+    input_size: InputSize = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a classifier, with auxiliary heads on its layers or without, and write a report with curves."""
+    import spile
+    from spile.training import Recipe
+
+    recipe = Recipe(
+        model=model,
+        data=data,
+        weights=weights,
+        device=device,
+        supervise=_supervision(supervise, head.value, targets, weight, gradient, data),
+        epochs=epochs,
+        batch_size=batch_size or 32,
+        optimizer=optimizer.value,
+        rate=rate,
+        decay=decay,
+        schedule=schedule.value,
+        warmup=warmup,
+        accumulate=accumulate,
+        precision=precision.value,
+        pretrained=not from_scratch,
+        input_size=input_size,
+        shots=shots,
+        patience=patience,
+        from_probe=from_probe,
+    )
+    if compare:
+        _compare(recipe, out, seeds, accuracy, quiet=quiet, as_json=as_json)
+        return
+    run = spile.train(recipe, out=out, seed=seed, resume=resume, progress=not quiet, command=typed())
+    rows = [_row(number, epoch) for number, epoch in enumerate(run.epochs, 1)]
+    table = table_of(rows, "epoch", "train loss", "train", "validation", "test", "seconds")
+    show(
+        table,
+        {"accuracy": run.accuracy, "best": run.best + 1, "epochs": run.epochs, "report": str(run.report)},
+        as_json,
+    )
+    if not as_json:
+        print_line(str(run))
+
+
+def _compare(
+    recipe: Recipe, out: Path, seeds: int, accuracy: float | None, *, quiet: bool, as_json: bool
+) -> None:
+    import spile
+
+    if recipe.supervise is None:
+        raise SupervisionError(
+            "--compare holds training with heads against training without: say where, --supervise auto"
+        )
+    found = spile.compare(
+        replace(recipe, supervise=None),
+        recipe,
+        seeds,
+        names=("without heads", "with heads"),
+        accuracy=accuracy,
+        out=out,
+        progress=not quiet,
+        command=typed(),
+    )
+    if as_json:
+        show(None, {**found.to_json(), "report": str(found.report)}, as_json)
+        return
+    print_line(f"{found}\nreport: {found.report}")
+
+
+def _row(number: int, epoch: dict[str, float]) -> dict[str, Any]:
+    named = {"train loss": "train/loss", "train": "train/accuracy", "seconds": "seconds"}
+    named |= {"validation": "validation/accuracy", "test": "test/accuracy"}
+    return {"epoch": number, **{shown: epoch.get(name) for shown, name in named.items()}}
+
+
+def _supervision(
+    layers: str | None, head: str, targets: str, weight: str, gradient: float, data: str
+) -> Supervision | None:
+    if layers is None:
+        return None
+    from spile.training import Supervision
+
+    listed = [part.strip() for part in layers.split(",") if part.strip()]
+    return Supervision(
+        taps="auto" if listed == ["auto"] else listed,
+        head=head,
+        targets=[target_named(name.strip(), data) for name in targets.split(",")],
+        weight=weighting_named(weight),
+        gradient=gradient,
+    )
+
+
+def target_named(name: str, data: str) -> Target:
+    """A target by its name. Raises `SupervisionError` for another."""
+    from spile.data import Source, open_source
+    from spile.supervision import Labels, PseudoLabels, SelfDistill, SmoothedLabels
+
+    match name:
+        case "labels":
+            return Labels()
+        case "pseudo-labels":
+            return PseudoLabels()
+        case "self-distill":
+            return SelfDistill()
+        case "smoothed-labels":
+            source = open_source(data)
+            return SmoothedLabels(samples=len(source.records) if isinstance(source, Source) else 1)
+    near = nearest(name, TARGETS, n=1)[0]
+    raise SupervisionError(
+        f"--targets {name!r}: did you mean {near!r}? Allowed: {', '.join(TARGETS)}; a teacher is given in "
+        "Python, spile.supervision.Teacher"
+    )
+
+
+def weighting_named(text: str) -> Weighting:
+    """A weighting as ``0.3`` or ``cosine:0.4``. Raises `SupervisionError` for anything else."""
+    from spile.supervision import Constant, CosineDecay, DepthRamp, LinearDecay, Uncertainty
+
+    name, _, number = text.partition(":")
+    if name == "uncertainty" and not number:
+        return Uncertainty()
+    made = {"constant": Constant, "linear": LinearDecay, "cosine": CosineDecay, "ramp": DepthRamp}
+    try:
+        if name in made:
+            return made[name](float(number or 0.4))
+        return Constant(float(text))
+    except ValueError:
+        near = nearest(name, WEIGHTS, n=1)[0]
+        raise SupervisionError(
+            f"--weight {text!r}: write a number, or one of constant, linear, cosine, ramp with a number "
+            f"({near}:0.4), or uncertainty"
+        ) from None

@@ -1,0 +1,241 @@
+"""`train`: a recipe and a seed to a trained model, its curves and a report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spile.backend import backend_of
+from spile.data import Source
+from spile.errors import DataError, StoreError, TrainingError
+from spile.fitting import Epoch, Fitted, Job, LabelledBatch
+from spile.models import LoadedModel
+from spile.preprocessing import ImagePreprocessing
+from spile.reporting import write_report
+from spile.training.building import Built, build, load
+from spile.training.recipe import Recipe, checked_options
+from spile.training.record import write_record
+from spile.training.rows import Reader, TrainingRows, choose_rows, open_rows
+
+_RECIPE = "recipe.json"
+_FEW = 8
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainRun:
+    """What `train` made, and where it lies."""
+
+    path: Path
+    model: Any
+    """The trained model, in evaluation mode, without heads; its output is one logit a class of `classes`."""
+    classes: tuple[Any, ...]
+    epochs: tuple[Epoch, ...]
+    """What was measured after every epoch; see `spile.fitting.Epoch`."""
+    best: int
+    """Position in `epochs` of the one whose weights were kept."""
+    report: Path
+    loaded: LoadedModel = field(repr=False)
+    """The model with its preprocessing."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """On the test rows, with the weights that were kept; ``None`` without test rows."""
+        return self.epochs[self.best].get("test/accuracy")
+
+    @property
+    def seconds(self) -> float:
+        """Spent on training steps, measuring apart."""
+        return self.epochs[-1]["seconds"]
+
+    def __str__(self) -> str:
+        shown = "not measured (no test rows)" if self.accuracy is None else f"{self.accuracy:.3f}"
+        lines = [
+            f"accuracy on held-out rows: {shown} after epoch {self.best + 1} of {len(self.epochs)}, "
+            f"{self.seconds:.1f} s of training",
+            f"report: {self.report}",
+        ]
+        return "\n".join(lines)
+
+
+def train(
+    model: Any,
+    data: Any = None,
+    out: str | os.PathLike[str] = "run",
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+    diagnose: bool = True,
+    loggers: Sequence[Any] = ("csv",),
+    title: str | None = None,
+    command: str | None = None,
+    **options: Any,
+) -> TrainRun:
+    """Train a classifier, with auxiliary heads if asked for, and write a report with curves.
+
+    The model's classifier is replaced by one for the classes of the data, unless it has as many outputs. Rows
+    of the split ``test`` (else ``val``), or a fifth set aside as by `spile.transfer`, only measure. PyTorch
+    models are trained by Lightning, Keras models by `fit`.
+
+    Args:
+        model: as `Recipe.model`; or a whole `Recipe`, and neither `data` nor `options`.
+        data: as `Recipe.data`.
+        out: the run's folder: checkpoints, logs, ``run.json``, ``report.html``.
+        seed: of the initial weights, the order of the rows, the rows set aside, dropout.
+        resume: go on with a run in `out` that was cut off, from its last whole epoch.
+        progress: show bars where standard error is a terminal.
+        diagnose: look at gradients after every epoch, layer by layer; costs some passes over one batch.
+        loggers: ``"csv"``, ``"tensorboard"``, or loggers of Lightning; callbacks of Keras.
+        title: of the report.
+        command: what was typed, for the report.
+        options: the other fields of `Recipe`, such as ``epochs=20, supervise=spile.Supervision()``.
+
+    Raises `TrainingError`, `SupervisionError`, `DataError`.
+    """
+    if isinstance(model, Recipe):
+        if data is not None or options:
+            raise TrainingError("a Recipe holds the data and all options: train(recipe, out=..., seed=...)")
+        recipe = model
+    else:
+        recipe = Recipe(model=model, data=data, **checked_options(options))
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise TrainingError(f"seed={seed!r}: write a whole number of 0 or more")
+    folder = _folder(Path(out), recipe, seed, resume)
+    built, rows, source, fitted = fit(
+        recipe,
+        folder,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+        diagnose=diagnose,
+        loggers=loggers,
+    )
+    write_record(
+        folder,
+        recipe=recipe,
+        seed=seed,
+        built=built,
+        rows=rows,
+        source=source,
+        fitted=fitted,
+        title=title,
+        command=command,
+    )
+    trained = built.loaded.model if built.supervised is None else built.supervised.strip()
+    return TrainRun(
+        path=folder,
+        model=trained,
+        classes=rows.classes,
+        epochs=fitted.epochs,
+        best=fitted.best,
+        report=write_report(folder),
+        loaded=built.loaded,
+    )
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool = False,
+    progress: bool = False,
+    diagnose: bool = False,
+    loggers: Sequence[Any] = (),
+) -> tuple[Built, TrainingRows, Source, Fitted]:
+    """The training itself, without a report."""
+    source = open_rows(recipe.data)
+    rows = choose_rows(
+        source,
+        shots=recipe.shots,
+        validate=recipe.patience is not None,
+        seed=seed,
+        unlabelled=recipe.uses_unlabelled,
+    )
+    _check_classes(rows, source)
+    loaded = load(recipe, seed)
+    reader = Reader(source, rows, loaded, recipe.batch_size, seed)
+    first = _first(reader, source)
+    ids = [str(source.records[int(i)].id) for i in rows.labelled]
+    built = build(recipe, loaded, rows, ids, few=_some(first.inputs, _FEW), seed=seed)
+    images = loaded.preprocessing
+    job = Job(
+        model=built.loaded.model,
+        supervised=built.supervised,
+        main=recipe.main,
+        images=images if isinstance(images, ImagePreprocessing) else None,
+        read=reader.train,
+        batches=reader.batches,
+        epochs=recipe.epochs,
+        measured={
+            name: reader.measuring(chosen)
+            for name, chosen in (("validation", rows.validation), ("test", rows.test))
+            if len(chosen)
+        },
+        optimizing=recipe.optimizing,
+        precision=recipe.precision,
+        seed=seed,
+        folder=folder,
+        resume=resume,
+        patience=recipe.patience,
+        probe=first if diagnose and built.supervised is not None else None,
+        progress=progress,
+        loggers=loggers,
+    )
+    if job.steps < 1:
+        raise TrainingError(
+            f"accumulate={recipe.accumulate} is more than the {reader.batches} batches of an epoch: write "
+            f"accumulate={reader.batches} or less, or a smaller batch_size"
+        )
+    return built, rows, source, backend_of(job.model).fit(job)
+
+
+def _check_classes(rows: TrainingRows, source: Source) -> None:
+    if len(rows.classes) < 2:
+        raise TrainingError(
+            f"{source.name}: the training rows have {len(rows.classes)} class; a classifier needs two"
+        )
+
+
+def _first(reader: Reader, source: Source) -> LabelledBatch:
+    found = next(iter(reader.train(0)), None)
+    if found is None:
+        raise DataError(f"{source.name}: not one training sample can be read")
+    return found
+
+
+def _some(inputs: Any, count: int) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: value[:count] for name, value in inputs.items()}
+    return inputs[:count]
+
+
+def _folder(folder: Path, recipe: Recipe, seed: int, resume: bool) -> Path:
+    """Make the folder. Raises `TrainingError` where a run is in it that is not to be gone on with."""
+    path, wanted = folder / _RECIPE, {**recipe.described(), "seed": str(seed)}
+    if path.is_file():
+        if not resume:
+            raise TrainingError(
+                f"{folder} holds a run already: go on with it (resume=True, --resume), or name another folder"
+            )
+        known = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted({*known, *wanted})
+        differing = [
+            f"{name} was {known.get(name)}, is {wanted.get(name)}"
+            for name in names
+            if known.get(name) != wanted.get(name)
+        ]
+        if differing:
+            raise TrainingError(f"{folder} holds a run of another recipe: {'; '.join(differing)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder}: {error.strerror or error}. Name another folder (out=, --out)"
+        ) from error
+    return folder

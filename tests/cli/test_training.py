@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spile.cli import app
+from spile.cli.training import target_named, weighting_named
+from spile.errors import SupervisionError
+from spile.supervision import (
+    Constant,
+    CosineDecay,
+    DepthRamp,
+    LinearDecay,
+    SelfDistill,
+    SmoothedLabels,
+    Uncertainty,
+)
+
+FACTORY = """
+from torch import nn
+
+def make():
+    body = [nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()) for _ in range(1)]
+    return nn.Sequential(*body, nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(4, 2))
+"""
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    y = np.arange(40) % 2
+    x = np.random.default_rng(0).normal(size=(40, 1, 6, 6)).astype(np.float32) + y[:, None, None, None]
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    (tmp_path / "net.py").write_text(FACTORY)
+    return [
+        str(tmp_path / "data.npz"),
+        "-m",
+        f"{tmp_path / 'net.py'}:make",
+        "-o",
+        str(tmp_path / "run"),
+        "-q",
+    ]
+
+
+def spile(*args: str) -> None:
+    app([*args], standalone_mode=False)
+
+
+def test_train_prints_every_epoch_and_where_the_report_is(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spile(
+        "train",
+        *given,
+        "--supervise",
+        "0",
+        "--head",
+        "linear",
+        "--targets",
+        "labels,self-distill",
+        "--weight",
+        "constant:0.3",
+        "--epochs",
+        "2",
+        "--rate",
+        "0.02",
+    )
+    out = capsys.readouterr().out
+    assert "accuracy on held-out rows" in out and "report.html" in out and "train loss" in out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["training"]["heads"] == ["0"]
+    assert record["training"]["options"]["supervise.weight"] == "Constant(total=0.3, share='even')"
+
+
+def test_compare_prints_a_verdict(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    spile(
+        "train",
+        *given,
+        "--supervise",
+        "0",
+        "--head",
+        "linear",
+        "--epochs",
+        "1",
+        "--compare",
+        "--seeds",
+        "2",
+        "--json",
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] and found["names"] == ["without heads", "with heads"]
+    assert Path(found["report"]).is_file()
+    with pytest.raises(SupervisionError, match="--supervise auto"):
+        spile("train", *given, "--compare")
+
+
+def test_weights_and_targets_by_name(given: list[str]) -> None:
+    assert weighting_named("0.3") == Constant(0.3)
+    assert weighting_named("cosine:0.5") == CosineDecay(0.5)
+    assert weighting_named("linear") == LinearDecay(0.4)
+    assert weighting_named("ramp:1") == DepthRamp(1.0)
+    assert weighting_named("uncertainty") == Uncertainty()
+    with pytest.raises(SupervisionError, match=r"--weight 'cosin:0.4': .*cosine:0.4"):
+        weighting_named("cosin:0.4")
+    assert target_named("self-distill", given[0]) == SelfDistill()
+    assert target_named("smoothed-labels", given[0]) == SmoothedLabels(samples=40)
+    with pytest.raises(SupervisionError, match=r"did you mean 'labels'.*spile.supervision.Teacher"):
+        target_named("label", given[0])

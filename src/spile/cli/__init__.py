@@ -20,18 +20,46 @@ __all__ = ["app", "main"]
 _INTERRUPTED = 130
 
 _COMMANDS = (
-    (transferring.demo, "spile demo --out my-demo"),
-    (looking.layers, "spile layers timm:resnet50 --only blocks"),
-    (extracting.extract, "spile extract photos/ -m timm:resnet50 -o feats.lance -l 'layer4.*'"),
-    (transferring.probe, "spile probe feats.lance --rule 1se"),
-    (transferring.transfer, "spile transfer photos/ -m timm:resnet50 -o run --shots 10 --seeds 5"),
-    (transferring.predict, "spile predict run/model new-photos/"),
-    (exporting.export, "spile export run photos/ --formats onnx"),
-    (training.train, "spile train photos/ -m timm:resnet18 --supervise auto --epochs 20"),
-    (looking.report, "spile report run"),
-    (looking.doctor, "spile doctor --json"),
+    (
+        transferring.demo,
+        "Which layer of a network reads handwriting? Offline, a minute.",
+        "spile demo --out my-demo",
+    ),
+    (
+        looking.layers,
+        "List a model's layers, and what each costs.",
+        "spile layers timm:resnet50 --only blocks",
+    ),
+    (
+        extracting.extract,
+        "Write activations of many layers of many samples into a store.",
+        "spile extract photos/ -m timm:resnet50 -o feats.lance -l 'layer4.*'",
+    ),
+    (
+        transferring.probe,
+        "Score every layer of a store, and name the one to use.",
+        "spile probe feats.lance --rule 1se",
+    ),
+    (
+        transferring.transfer,
+        "Find the best layer for labelled data, fit, save and report.",
+        "spile transfer photos/ -m timm:resnet50 -o run --shots 10 --seeds 5",
+    ),
+    (transferring.predict, "Label new samples with a saved model.", "spile predict run/model new-photos/"),
+    (
+        exporting.export,
+        "Write a saved model as ONNX, OpenVINO, .pt2 or .keras, verified.",
+        "spile export run photos/ --formats onnx",
+    ),
+    (
+        training.train,
+        "Train a classifier, with heads on its layers or without.",
+        "spile train photos/ -m timm:resnet18 --supervise auto --epochs 20",
+    ),
+    (looking.report, "Write a run's page again.", "spile report run"),
+    (looking.doctor, "Say what is installed, and what to type for what is not.", "spile doctor --json"),
 )
-"""Each with an example, in the order in which the help lists them."""
+"""Each in a few words and with an example, in the order in which the help lists them."""
 
 app = typer.Typer(
     name="spile",
@@ -43,8 +71,8 @@ app = typer.Typer(
     help="Tap any layer of a PyTorch or Keras 3 model and train with what flows out.",
     epilog="Start with: spile demo",
 )
-for _command, _example in _COMMANDS:
-    app.command(epilog=f"Example: {_example}")(_command)
+for _command, _short, _example in _COMMANDS:
+    app.command(short_help=_short, epilog=f"Example: {_example}")(_command)
 
 
 def main() -> None:

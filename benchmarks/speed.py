@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Threads that spin while they wait crawl beside any other work, and ratios would show that alone. For everyone
-# alike; read when torch is imported.
+# Threads that spin while they wait crawl beside any other work, and ratios would show that alone. For all
+# contenders alike; read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np

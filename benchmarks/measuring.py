@@ -74,7 +74,8 @@ def machine() -> str:
     load = os.getloadavg()[0]
     return (
         f"Machine: {cpu}, {os.cpu_count()} processors, no GPU used; load when it began {load:.1f}. "
-        f"Python {platform.python_version()}, {versions}. {torch.get_num_threads()} threads each. Ratios are "
+        f"Python {platform.python_version()}, {versions}. {torch.get_num_threads()} threads each, "
+        f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'not set')}. Ratios are "
         "medians of paired rounds in one process, with the smallest and the largest in brackets; above 1 is "
         "faster than the first row."
     )

@@ -3,8 +3,8 @@
     python benchmarks/supervision_overhead.py --model resnet18 --size 128
 
 Both kinds of steps run in turns in one process, and every pair gives one ratio, so that a busy machine slows
-both alike; printed are the median of the ratios and its 95 % interval (bootstrap). Expected is 1 + (MACs of the
-heads / MACs of the model): what is above that is the cost of tapping, of the losses and of moving memory.
+both alike; printed are the median of the ratios and its 95 % interval (bootstrap). Expected is 1 + (MACs of
+the heads / MACs of the model): what is above that is the cost of tapping, of the losses and of moving memory.
 """
 
 from __future__ import annotations

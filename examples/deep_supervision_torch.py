@@ -30,7 +30,7 @@ def quarters(samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def main(samples: int = 64, epochs: int = 2, batch_size: int = 16) -> list[dict[str, float]]:
+def main(samples: int = 32, epochs: int = 2, batch_size: int = 8) -> list[dict[str, float]]:
     """Train, report, and give the model back."""
     torch.manual_seed(0)
     network = torchvision.models.resnet50(weights=None, num_classes=CLASSES)
@@ -57,11 +57,11 @@ def main(samples: int = 64, epochs: int = 2, batch_size: int = 16) -> list[dict[
         history.append(loss.scalars())
         print(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in history[-1].items() if "labels" in k))
 
-    print("gradients of the stem:", supervised.diagnose(images[:16], labels[:16])["conv1"])
-    certificate = supervised.certificate(images[:2])
-    print(certificate)
-    assert certificate.holds
-    assert supervised.strip() is network
+    print("gradients of the stem:", supervised.diagnose(images[:8], labels[:8])["conv1"])
+    with torch.no_grad():
+        expected = supervised.eval()(images[:2]).main
+        assert supervised.strip() is network
+        assert torch.equal(network(images[:2]), expected)
     return history
 
 

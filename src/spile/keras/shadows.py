@@ -35,7 +35,7 @@ class Shadow(keras.Layer):
             for index, variable in enumerate(model.variables)
         ]
         for own, variable in zip(self.values, model.variables, strict=True):
-            own.assign(variable.value)
+            own.assign(ops.copy(variable.value))  # JAX's steps take over the buffers of what they change
         self.built = True
 
     @property

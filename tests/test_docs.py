@@ -29,9 +29,9 @@ def test_no_block_escapes() -> None:
     for page in PAGES:
         fences = [line for line in page.read_text().splitlines() if line.startswith("```") and line != "```"]
         assert set(fences) <= {"```python", "```console", "```text"}, page
-        assert (
-            len([f for f in fences if f == "```python"]) == len(blocks(page)) > 0
-            or page.name in ("benchmarks.md", "supervision_results.md")
+        assert len([f for f in fences if f == "```python"]) == len(blocks(page)) > 0 or page.name in (
+            "benchmarks.md",
+            "supervision_results.md",
         )
 
 

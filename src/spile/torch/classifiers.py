@@ -46,9 +46,7 @@ def with_classifier(model: nn.Module, example: Any, classes: int) -> nn.Module:
         return model.to(device)
     model.set_submodule(path, _like(old, classes))
     if hasattr(model, "config") and hasattr(model.config, "num_labels"):
-        model.config.num_labels = classes
-        if hasattr(model, "num_labels"):
-            model.num_labels = classes
+        _relabel(model, classes)
     return model
 
 
@@ -71,6 +69,12 @@ def set_classifier(model: nn.Module, example: Any, coef: Any, intercept: Any) ->
         layer.bias.copy_(torch.from_numpy(np.asarray(intercept)).to(layer.bias))
 
 
+def _relabel(model: Any, classes: int) -> None:
+    model.config.num_labels = classes
+    if hasattr(model, "num_labels"):
+        model.num_labels = classes
+
+
 def _outputs(layer: nn.Module) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
@@ -80,15 +84,8 @@ def _like(layer: nn.Module, classes: int) -> nn.Module:
     kept = {"device": weight.device, "dtype": weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, classes, **kept)
-    assert isinstance(layer, nn.Conv2d)
-    return nn.Conv2d(
-        layer.in_channels,
-        classes,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        **kept,  # type: ignore[arg-type]
-    )
+    conv: Any = layer
+    return nn.Conv2d(conv.in_channels, classes, conv.kernel_size, conv.stride, conv.padding, **kept)
 
 
 def _is_headless_hugging_face(model: nn.Module) -> bool:

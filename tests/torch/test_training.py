@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import spile
@@ -63,6 +64,9 @@ def test_a_run_learns_and_leaves_a_report_with_curves(tmp_path: Path) -> None:
     assert found.accuracy is not None and found.accuracy > 0.8
     assert found.classes == ("a", "b", "c")
     assert isinstance(found.model, nn.Sequential) and not found.model.training
+    again = net(classes=3)
+    again.load_state_dict(load_file(found.weights))
+    assert weights(again) == weights(found.model)
     assert not any(module._forward_hooks for module in found.model.modules())
     with torch.no_grad():
         assert found.model(EXAMPLE).shape == (2, 3)

@@ -32,6 +32,7 @@ __all__ = [
     "load_reached",
     "observe",
     "save_reached",
+    "save_trained",
     "seed",
     "set_classifier",
     "supervise",
@@ -69,6 +70,13 @@ def fit(job: Job) -> Fitted:
     from spile.keras import training
 
     return training.fit(job)
+
+
+def save_trained(model: Any, folder: Path) -> Path:
+    """Save the model as ``model.keras``."""
+    path = folder / "model.keras"
+    model.save(path)
+    return path
 
 
 def load_reached(model: Any, path: Path) -> None:

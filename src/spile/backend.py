@@ -264,6 +264,10 @@ class Backend(Protocol):
         """Give the last layer these weights (features, classes) and biases (classes,)."""
         ...
 
+    def save_trained(self, model: Any, folder: Path) -> Path:
+        """Save a trained model whole: its weights (PyTorch) or itself (Keras); returns the file."""
+        ...
+
     def fit(self, job: Job) -> Fitted:
         """Train a model in place."""
         ...

@@ -52,6 +52,8 @@ def test_a_run_learns_and_leaves_a_report_with_curves(tmp_path: Path) -> None:
     found = run(tmp_path / "run", epochs=6)
     assert found.accuracy is not None and found.accuracy > 0.6
     x, _ = data()
+    again = keras.saving.load_model(found.weights)
+    np.testing.assert_array_equal(np.asarray(again(x[:2])), np.asarray(found.model(x[:2])))
     assert np.asarray(found.model(x[:2])).shape == (2, 3)
     assert set(found.epochs[-1]) >= {"train/first/weight", "train/first/accuracy", "test/first/accuracy"}
     assert found.epochs[-1]["train/first/weight"] == pytest.approx(0.4)
@@ -112,7 +114,7 @@ def test_a_classifier_is_replaced_and_set() -> None:
     assert made.get_layer("first") is model.get_layer("first")
     assert np.asarray(made(x)).shape == (4, 3)
     assert with_classifier(made, x, 3) is made
-    features = keras.Model(made.inputs, made.layers[-1].input)
+    features = keras.Model(made.input, made.layers[-1].input)
     rng = np.random.default_rng(0)
     coef, intercept = rng.normal(size=(8, 3)), rng.normal(size=3)
     set_classifier(made, x, coef, intercept)

@@ -15,7 +15,7 @@ from spile.errors import SupervisionError, nearest
 
 if TYPE_CHECKING:
     from spile.supervision import Target
-    from spile.supervision.weights import Weighting
+    from spile.supervision.weights import Schedule, Weighting
     from spile.training import Recipe, Supervision
 
 
@@ -227,7 +227,12 @@ def weighting_named(text: str) -> Weighting:
     name, _, number = text.partition(":")
     if name == "uncertainty" and not number:
         return Uncertainty()
-    made = {"constant": Constant, "linear": LinearDecay, "cosine": CosineDecay, "ramp": DepthRamp}
+    made: dict[str, type[Schedule]] = {
+        "constant": Constant,
+        "linear": LinearDecay,
+        "cosine": CosineDecay,
+        "ramp": DepthRamp,
+    }
     try:
         if name in made:
             return made[name](float(number or 0.4))

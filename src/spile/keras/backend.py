@@ -35,6 +35,7 @@ __all__ = [
     "observe",
     "open_whole",
     "save_reached",
+    "save_trained",
     "save_whole",
     "seed",
     "set_classifier",
@@ -78,6 +79,13 @@ def fit(job: Job) -> Fitted:
     from spile.keras import training
 
     return training.fit(job)
+
+
+def save_trained(model: Any, folder: Path) -> Path:
+    """Save the model as ``model.keras``."""
+    path = folder / "model.keras"
+    model.save(path)
+    return path
 
 
 def load_reached(model: Any, path: Path) -> None:

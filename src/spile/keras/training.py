@@ -45,6 +45,7 @@ def fit(job: Job) -> Fitted:
         _batches(job, _begun(folder) if job.resume else 0),
         epochs=job.epochs,
         steps_per_epoch=job.batches,
+        shuffle=False,
         verbose="auto" if job.progress else 0,
         callbacks=[
             notes,

@@ -19,7 +19,7 @@ from spile.torch.classifiers import set_classifier, with_classifier
 from spile.torch.deploying import save_reached
 from spile.torch.engines import model_inputs
 from spile.torch.exporting import export_tap as export
-from spile.torch.models import architecture_hash, load_weights, weights_hash
+from spile.torch.models import architecture_hash, load_weights, save_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
@@ -37,6 +37,7 @@ __all__ = [
     "observe",
     "open_whole",
     "save_reached",
+    "save_trained",
     "save_whole",
     "seed",
     "set_classifier",
@@ -88,6 +89,13 @@ def fit(job: Job) -> Fitted:
     from spile.torch import training
 
     return training.fit(job)
+
+
+def save_trained(model: Any, folder: Path) -> Path:
+    """Save all weights as safetensors."""
+    path = folder / "weights.safetensors"
+    save_weights(model, path)
+    return path
 
 
 def load_reached(model: Any, path: Path) -> None:

@@ -15,6 +15,10 @@ from spile.structure import last_features
 from spile.torch.observing import observe
 
 _CLASSIFIER = (nn.Linear, nn.Conv2d)
+_ADVICE = (
+    "{name} has no final Linear or Conv2d to replace: give a model whose output is {classes} logits, e.g. "
+    "from a function in a file, net.py:make_model"
+)
 _TASKS = {
     "pixel_values": "AutoModelForImageClassification",
     "input_ids": "AutoModelForSequenceClassification",
@@ -33,10 +37,7 @@ def with_classifier(model: nn.Module, example: Any, classes: int) -> nn.Module:
         model = _hugging_face_classifier(model, classes)
     path = classifier_of(model, example)
     if path is None:
-        raise ModelError(
-            f"{type(model).__name__} has no final Linear or Conv2d to replace: give a model whose output is "
-            f"{classes} logits, e.g. from a function in a file, net.py:make_model"
-        )
+        raise ModelError(_ADVICE.format(name=type(model).__name__, classes=classes))
     old = model.get_submodule(path)
     if _outputs(old) == classes:
         return model
@@ -45,11 +46,17 @@ def with_classifier(model: nn.Module, example: Any, classes: int) -> nn.Module:
         model.reset_classifier(classes)  # type: ignore[operator]
         return model.to(device)
     model.set_submodule(path, _like(old, classes))
+    if not _gives(model, example, classes):
+        model.set_submodule(path, old)
+        raise ModelError(_ADVICE.format(name=type(model).__name__, classes=classes))
     if hasattr(model, "config") and hasattr(model.config, "num_labels"):
-        model.config.num_labels = classes
-        if hasattr(model, "num_labels"):
-            model.num_labels = classes
+        _relabel(model, classes)
     return model
+
+
+def _gives(model: nn.Module, example: Any, classes: int) -> bool:
+    """Whether some output is one logit a class: a last convolution may give a map instead."""
+    return any(item.shape[1:] == (classes,) for item in observe(model, example).root.outputs)
 
 
 def classifier_of(model: nn.Module, example: Any) -> str | None:
@@ -71,6 +78,12 @@ def set_classifier(model: nn.Module, example: Any, coef: Any, intercept: Any) ->
         layer.bias.copy_(torch.from_numpy(np.asarray(intercept)).to(layer.bias))
 
 
+def _relabel(model: Any, classes: int) -> None:
+    model.config.num_labels = classes
+    if hasattr(model, "num_labels"):
+        model.num_labels = classes
+
+
 def _outputs(layer: nn.Module) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
@@ -80,15 +93,8 @@ def _like(layer: nn.Module, classes: int) -> nn.Module:
     kept = {"device": weight.device, "dtype": weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, classes, **kept)
-    assert isinstance(layer, nn.Conv2d)
-    return nn.Conv2d(
-        layer.in_channels,
-        classes,
-        layer.kernel_size,
-        layer.stride,
-        layer.padding,
-        **kept,  # type: ignore[arg-type]
-    )
+    conv: Any = layer
+    return nn.Conv2d(conv.in_channels, classes, conv.kernel_size, conv.stride, conv.padding, **kept)
 
 
 def _is_headless_hugging_face(model: nn.Module) -> bool:

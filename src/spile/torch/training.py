@@ -101,7 +101,7 @@ class Training(pl.LightningModule):
         """The optimiser over the model and its heads, and the rate by progress."""
         wanted = self._job.optimizing
         parameters = [p for p in self.net.parameters() if p.requires_grad]
-        common = {"lr": wanted.rate, "weight_decay": wanted.decay}
+        common: dict[str, Any] = {"lr": wanted.rate, "weight_decay": wanted.decay}
         made: torch.optim.Optimizer
         match wanted.name:
             case "adamw":
@@ -144,7 +144,7 @@ class Training(pl.LightningModule):
         optimizer.zero_grad()
         self.net.backward(loss)
         optimizer.step()
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Measuring and saving do not count as training time."""
@@ -300,7 +300,7 @@ def _stopping(job: Job, folder: Any) -> list[pl.Callback]:
     }
     if job.patience is None:
         return [pl_callbacks.ModelCheckpoint(filename="last", **common)]
-    lowest = {"monitor": "validation/loss", "mode": "min"}
+    lowest: dict[str, Any] = {"monitor": "validation/loss", "mode": "min"}
     return [
         pl_callbacks.ModelCheckpoint(filename="best", save_last=True, **lowest, **common),
         pl_callbacks.EarlyStopping(patience=job.patience, check_on_train_epoch_end=True, **lowest),  # type: ignore[arg-type]
@@ -328,6 +328,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")
             yield
     finally:
         log.setLevel(level)

@@ -166,7 +166,7 @@ class Reader:
     @property
     def width(self) -> int:
         """Rows a batch."""
-        return self._order(0).shape[1]
+        return int(self._order(0).shape[1])
 
     def train(self, epoch: int) -> Iterator[LabelledBatch]:
         """The training batches of an epoch."""

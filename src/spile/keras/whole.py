@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -12,8 +12,10 @@ import numpy as np
 from spile.backend import Runner
 from spile.errors import ModelError
 from spile.keras.exporting import first_sentence, read_back
+from spile.keras.names import is_graph
+from spile.keras.pooling import pooled
 from spile.keras.taps import Tap
-from spile.keras.trees import called_with, declared_inputs
+from spile.keras.trees import declared_inputs
 from spile.linear import LinearHead
 from spile.preprocessing import ImagePreprocessing
 
@@ -34,14 +36,8 @@ def save_whole(
 
     Raises `ModelError` for a model without a graph (a subclass), or one whose layers Keras cannot save.
     """
-    declared = declared_inputs(tap.model)
-    if declared is None or not hasattr(declared, "shape"):
-        raise ModelError(
-            f"{type(tap.model).__name__} has no graph of one input, so its layers cannot be put into a new "
-            "model: use the saved folder, spile.load('run'), or build the model with the functional API"
-        )
     pixels = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim == 4
-    whole = _whole(tap, head, inputs.shape[1:] if pixels else declared.shape[1:], images if pixels else None)
+    whole = _whole(tap, head, images if pixels else None)
     path = folder / FORMATS["keras"]
     try:
         whole.save(path)
@@ -50,14 +46,15 @@ def save_whole(
     return dict.fromkeys(formats, path)
 
 
-def _whole(
-    tap: Tap, head: LinearHead, shape: tuple[int, ...], images: ImagePreprocessing | None
-) -> keras.Model:
-    declared = declared_inputs(tap.model)
-    entry = keras.Input(shape, dtype=declared.dtype if images is None else "uint8", name="images")
-    x = entry if images is None else _normalised(entry, images)
-    found = tap.run(called_with(tap.model, (x,), {}))
-    parts = [keras.layers.Flatten()(value) for value in found.values()]
+def _whole(tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> keras.Model:
+    network = _tapped(tap)
+    declared = network.inputs[0]
+    entry = keras.Input(
+        declared.shape[1:], dtype=declared.dtype if images is None else "uint8", name="images"
+    )
+    found = network(entry if images is None else _normalised(entry, images))
+    values = [pooled(value, p.pool, p.layout) for value, p in zip(found, tap.points, strict=True)]
+    parts = [keras.layers.Flatten()(value) for value in values]
     if head.unit_rows:
         parts = [keras.layers.UnitNormalization()(part) for part in parts]
     joined = parts[0] if len(parts) == 1 else keras.layers.Concatenate()(parts)
@@ -69,6 +66,80 @@ def _whole(
     if head.link == "normalised":
         scores = keras.layers.UnitNormalization(name="shares")(keras.ops.sqrt(scores)) ** 2
     return keras.Model(entry, scores)
+
+
+def _tapped(tap: Tap) -> keras.Model:
+    """A copy of the network that gives a list of the points' tensors, without the layers past them.
+
+    Raises `ModelError` where a point is not the single output of a layer in a graph of one input.
+    """
+    model = tap.pruned()
+    odd = next((p.name for p in tap.points if p.side != "out" or p.call or p.item or not p.path), None)
+    tokens = next((p.name for p in tap.points if "T" in (p.layout or "")), None)
+    if odd is not None or tokens is not None or not _is_chain(model) or len(model.inputs) != 1:
+        what = f"{odd or tokens} is no plain output" if odd or tokens else "it has no graph of one input"
+        raise ModelError(
+            f"{type(tap.model).__name__} cannot be put into a new model ({what}): use the saved folder, "
+            "spile.load('run'), or a functional model and layers that give vectors or maps"
+        )
+    copy = keras.models.clone_model(model)  # so that the user's layers are not given another graph
+    copy.set_weights(model.get_weights())
+    grown = _grown(copy, [point.path.split("/") for point in tap.points], needed=False)
+    order = {path: i for i, path in enumerate(grown.paths)}
+    return keras.Model(
+        grown.model.inputs, [grown.model.outputs[order[point.path]] for point in tap.points], name="network"
+    )
+
+
+class _Grown(NamedTuple):
+    model: keras.Model
+    paths: list[str]
+    """What its outputs are, the model's own output last where that is needed."""
+
+
+def _grown(model: keras.Model, wanted: list[list[str]], *, needed: bool) -> _Grown:
+    """A model on the same layers whose outputs are the layers at the paths `wanted`.
+
+    A model inside that holds some of them is grown too. Its own output is kept only where a later layer that
+    is wanted may need it.
+    """
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    tops = {path[0] for path in wanted}
+    order = [op.name for op in graph.operations if op.name in tops]
+    found: dict[str, Any] = {}
+
+    def operation(layer: Any) -> Any:
+        if layer.name not in tops:
+            return layer
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            inside = [path[1:] for path in wanted if path[0] == layer.name and len(path) > 1]
+            asked = [layer.name] in wanted
+            later = needed or asked or layer.name != order[-1]
+            if not inside:
+                output = layer(*args, **kwargs)
+            else:
+                grown = _grown(layer, inside, needed=later)
+                outputs = grown.model(*args, **kwargs)
+                outputs = outputs if isinstance(outputs, list) else [outputs]
+                found.update({f"{layer.name}/{p}": o for p, o in zip(grown.paths, outputs, strict=False)})
+                # Where nothing needs the end of it, the layers after get something to be built on.
+                output = outputs[-1] if later else layer(*args, **kwargs)
+            if asked:
+                found[layer.name] = output
+            return output
+
+        return run
+
+    entry = [keras.Input(t.shape[1:], dtype=t.dtype, name=t.name) for t in graph.inputs]
+    nested = entry[0] if len(entry) == 1 else entry
+    end = graph._run_through_graph(nested, operation_fn=operation)
+    outputs = [*found.values(), *([end] if needed else [])]
+    return _Grown(keras.Model(entry, outputs, name=model.name), list(found))
+
+
+def _is_chain(model: Any) -> bool:
+    return is_graph(model) or (isinstance(model, keras.Sequential) and declared_inputs(model) is not None)
 
 
 def _normalised(pixels: Any, images: ImagePreprocessing) -> Any:

@@ -199,8 +199,8 @@ def _verify(model: Deployed, name: str, path: Path, read: Sequence[Batch]) -> Ve
 def _labels(scores: Array, head: LinearHead) -> Array:
     if head.link == "logistic":
         return np.asarray(scores > 0.5).astype(np.intp)
-    found: Array = np.asarray(head.labels)[scores.argmax(axis=1)]
-    return found
+    labels: Array = np.asarray(head.labels)[scores.argmax(axis=1)]
+    return labels
 
 
 def _latency(run: Runner, inputs: Any) -> float:

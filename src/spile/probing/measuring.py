@@ -14,6 +14,7 @@ from spile.probing.features import joined, stream_rows
 from spile.probing.result import ProbeResult
 from spile.probing.rows import Split, labels_of
 from spile.probing.task import Estimator, Task
+from spile.probing.textual import POINT, as_array, fit_tfidf
 from spile.store import Store
 
 Array = npt.NDArray[Any]
@@ -59,14 +60,20 @@ class CurvePoint:
 
 
 def held_out_scores(
-    store: Store, results: Sequence[ProbeResult], splits: Sequence[Split], *, head: Estimator = None
+    store: Store,
+    results: Sequence[ProbeResult],
+    splits: Sequence[Split],
+    *,
+    head: Estimator = None,
+    texts: Sequence[str] | None = None,
 ) -> list[HeldOut]:
     """The held-out score of each scored row of each repetition; reported, never used to choose.
 
     One pass over a column serves all repetitions.
     """
     scores: list[dict[str, float]] = [{} for _ in results]
-    singles = [row.point for row in results[0].table if row.score is not None and not row.points]
+    scored = (row for row in results[0].table if row.score is not None and not row.points)
+    singles = [row.point for row in scored if row.baseline != "tfidf"]
     measured = [index for index, split in enumerate(splits) if len(split.test)]
     for point in singles:
         heads = {index: results[index].fit(point) for index in measured}
@@ -75,6 +82,8 @@ def held_out_scores(
     models: dict[int, float | None] = {}
     for index in measured:
         result = results[index]
+        if texts is not None:
+            scores[index][POINT] = _tfidf_score(result, texts, store, splits[index])
         for row in (row for row in result.table if row.points):
             fit = result.fit() if row is result.best else result.fit(row.points)
             for score in _measure(store, results, splits, row.points, {index: fit}).values():
@@ -84,6 +93,13 @@ def held_out_scores(
             own = {index: result.fit(estimator=head)}
             models[index] = _measure(store, results, splits, result.points, own).get(index)
     return [HeldOut(found, models.get(index)) for index, found in enumerate(scores)]
+
+
+def _tfidf_score(result: ProbeResult, texts: Sequence[str], store: Store, split: Split) -> float:
+    task = result._task
+    fit = fit_tfidf(as_array([texts[i] for i in task.rows]), task.targets, task)
+    answers = task.scorer.answers(fit, as_array([texts[i] for i in split.test]), task.classes)
+    return task.scorer.score(labels_of(store, split.test), answers, task.classes)
 
 
 def _measure(
@@ -115,7 +131,7 @@ def _measure(
 
 
 def mean_scores(results: Sequence[ProbeResult], held_out: Sequence[HeldOut]) -> dict[str, float]:
-    """Over the seeds, of ``"chosen"``, ``"last"`` and ``"raw"``; what no seed measured is left out."""
+    """Over the seeds, of ``"chosen"``, ``"last"``, ``"raw"``, ``"tfidf"``; what none measured is left out."""
     found = _by_kind(results, held_out)
     return {kind: float(np.mean(values)) for kind, values in found.items() if values}
 
@@ -131,7 +147,7 @@ def curve_of(
         found = _by_kind([results[i] for i in at], [held_out[i] for i in at])
         summary: dict[str, Any] = {}
         for kind, values in found.items():
-            if values:
+            if values and kind != "tfidf":
                 summary |= {kind: float(np.mean(values)), f"{kind}_interval": _half_interval(values)}
         if "chosen" in summary:
             curve.append(CurvePoint(shots=shots, seeds=len(at), **summary))
@@ -139,7 +155,7 @@ def curve_of(
 
 
 def _by_kind(results: Sequence[ProbeResult], held_out: Sequence[HeldOut]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"chosen": [], "last": [], "raw": []}
+    found: dict[str, list[float]] = {"chosen": [], "last": [], "raw": [], "tfidf": []}
     for result, measured in zip(results, held_out, strict=True):
         if measured.model is not None:
             found["chosen"].append(measured.model)

@@ -17,6 +17,7 @@ from spile.observation import Observation
 from spile.preprocessing import ImagePreprocessing
 from spile.probing.rows import check_labels
 from spile.resolution import AddressesLike, AddressLike
+from spile.store import Store
 from spile.taps import tap as make_tap
 
 _RAW_IMAGE, _RAW_VECTOR = "raw pixels", "raw input"
@@ -60,6 +61,13 @@ def example_of(loaded: LoadedModel, few: Batch) -> Any:
 def images_of(loaded: LoadedModel) -> ImagePreprocessing | None:
     """What the model wants done to images; ``None`` where it takes none."""
     return loaded.preprocessing if isinstance(loaded.preprocessing, ImagePreprocessing) else None
+
+
+def texts_of(source: Source | Stream, store: Store) -> list[str] | None:
+    """The texts behind the rows of the store; ``None`` where samples are none, or are not read again."""
+    if isinstance(source, Stream) or source.kind != "text":
+        return None
+    return [str(source.read(int(position))) for position in store.positions]
 
 
 def make_folder(out: str | os.PathLike[str]) -> Path:

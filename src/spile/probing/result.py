@@ -51,7 +51,7 @@ class ProbeRow:
     order: int | None = None
     """Position in the forward pass."""
     baseline: str | None = None
-    """``"raw"`` (the input itself, never chosen), ``"last"`` (the last layer), or ``None``."""
+    """``"raw"``, the input itself, and ``"tfidf"``, word counts, never chosen; ``"last"``, the last layer."""
     excluded: bool = False
     """Over a limit: scored, but not chosen."""
     note: str = ""
@@ -201,7 +201,7 @@ class ProbeResult:
         for row in self.table:
             if row.score is None:
                 continue
-            if row.baseline == "raw" or row.points:
+            if row.baseline in ("raw", "tfidf") or row.points:
                 axes.axhline(row.score, linestyle="--", color="grey", label=row.point)
                 continue
             names.append(row.point)
@@ -252,7 +252,7 @@ class ProbeResult:
         return page.getvalue().rstrip()
 
     def _remark(self, row: ProbeRow) -> str:
-        baselines = {"raw": "raw input", "last": "last layer"}
+        baselines = {"raw": "raw input", "tfidf": "word counts", "last": "last layer"}
         parts = ["best" if row is self.best else "", baselines.get(row.baseline or "", ""), row.note]
         return ", ".join(filter(None, parts))
 
@@ -270,10 +270,11 @@ class ProbeResult:
 def choose(rows: Sequence[ProbeRow], rule: str) -> ProbeRow:
     """The row to use: the best score, or (``"1se"``) the cheapest within one standard error of it.
 
-    Equal scores go to the cheaper, then the earlier point. The raw input, rows without a score and those over
-    a limit are passed over.
+    Equal scores go to the cheaper, then the earlier point. The raw input, word counts, rows without a score
+    and those over a limit are passed over.
     """
-    rows = [row for row in rows if row.score is not None and row.baseline != "raw" and not row.excluded]
+    free = (row for row in rows if row.baseline not in ("raw", "tfidf") and not row.excluded)
+    rows = [row for row in free if row.score is not None]
     best = min(rows, key=lambda row: (-round(row.score or 0.0, 9), _cost(row)))
     if rule == "best":
         return best

@@ -7,7 +7,7 @@ scikit-learn estimator always gets its rows in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -83,6 +83,16 @@ def evaluate(features: Features, candidate: Candidate, task: Task) -> Evaluation
             train, test = np.flatnonzero(held_out != fold), np.flatnonzero(held_out == fold)
             fit = fit_parts([part[train] for part in parts], task.y[train], candidate, task)
             collected.add(fit, test, _beside([part[test] for part in parts]), first=repeat == 0)
+    return collected.evaluation()
+
+
+def evaluate_fitted(task: Task, X: Array, fit: Callable[[Array, Array], Any]) -> Evaluation:
+    """Cross-validate what ``fit(X, y)`` makes of rows `X` (n, ...) of any kind, such as texts."""
+    collected = _Collected(task)
+    for repeat, held_out in enumerate(task.folds):
+        for fold in range(int(held_out.max()) + 1):
+            train, test = np.flatnonzero(held_out != fold), np.flatnonzero(held_out == fold)
+            collected.add(fit(X[train], task.y[train]), test, X[test], first=repeat == 0)
     return collected.evaluation()
 
 

@@ -17,6 +17,7 @@ from spile.probing.metrics import Metric
 from spile.probing.result import Control, Nested, OutOfFold, ProbeResult, ProbeRow, choose
 from spile.probing.scoring import STREAM_FEATURES, fit_all, mean_and_error, score_outside, small_systems
 from spile.probing.task import STREAM_ROWS, Estimator, FeatureStore, Point, Task, make_task
+from spile.probing.textual import tfidf_row
 
 Array = npt.NDArray[Any]
 Rule = Literal["best", "1se"]
@@ -59,6 +60,7 @@ def probe(
     rule: Rule = "best",
     rows: Sequence[int] | Array | None = None,
     labels: Sequence[Any] | Array | None = None,
+    texts: Sequence[str] | None = None,
     seed: int = 0,
     metric: Metric = "auto",
     max_macs: int | None = None,
@@ -87,6 +89,7 @@ def probe(
         rows: Positions (or a mask) of the rows to use. By default those of the split ``"train"``; in a store
             without one, those without a split. Rows of other splits are never looked at.
         labels: One a row of the store, in place of the store's own.
+        texts: One a row of the store: a tf-idf classifier on the same folds is shown beside the layers.
         seed: Of the folds.
         metric: ``"accuracy"`` (what ``"auto"`` means for classes), ``"balanced_accuracy"``, ``"roc_auc"``,
             ``"neg_log_loss"``; ``"average_precision"`` (``"auto"`` for several labels a row); ``"r2"`` (for
@@ -124,6 +127,8 @@ def probe(
     with small_systems(len(task.rows)):
         found, table = plan.run(task)
         best = choose(table, rule)
+        if texts is not None:
+            table.append(tfidf_row(texts, task, rows=len(store)))
         return ProbeResult(
             table=_with_baselines(table),
             best=best,
@@ -295,11 +300,11 @@ def _with_baselines(table: list[ProbeRow]) -> tuple[ProbeRow, ...]:
     missing = [
         ProbeRow(point=name, baseline=kind, note=note)
         for kind, name, note in _MISSING_BASELINES
-        if kind not in present
+        if kind not in present and not (kind == "raw" and "tfidf" in present)
     ]
 
     def depth(row: ProbeRow) -> tuple[int, float]:
-        if row.baseline == "raw":
+        if row.baseline in ("raw", "tfidf"):
             return 0, 0.0
         return (3 if row.points else 2 if row.baseline == "last" else 1), row.order or 0.0
 

@@ -21,7 +21,7 @@ from spile.probing.exporting import Export
 from spile.probing.heads import check_name
 from spile.probing.measuring import CurvePoint, curve_of, held_out_scores, mean_scores
 from spile.probing.metrics import Metric
-from spile.probing.preparing import example_of, few_samples, make_folder, open_data, tap_for
+from spile.probing.preparing import example_of, few_samples, make_folder, open_data, tap_for, texts_of
 from spile.probing.record import write_record
 from spile.probing.result import ProbeResult
 from spile.probing.rows import split_rows
@@ -58,7 +58,7 @@ class TransferRun:
 
     def __str__(self) -> str:
         best = self.result.best
-        words = {"chosen": "chosen layer", "last": "last layer", "raw": "raw input"}
+        words = {"chosen": "chosen layer", "last": "last layer", "raw": "raw input", "tfidf": "tf-idf"}
         means = ", ".join(f"{words[kind]} {score:.3f}" for kind, score in self.means.items())
         lines = [
             f"{best.point}: {best.score:.3f} ± {best.stderr:.3f} by cross-validation",
@@ -166,6 +166,7 @@ def transfer(
         timed.amount = len(store)
     tap.close()
     with clock("choose a layer"):
+        texts = texts_of(source, store)
         splits = [split_rows(store, shots=number, seed=seed) for number, seed in draws]
         results = [
             probe(
@@ -176,6 +177,7 @@ def transfer(
                 metric=metric,
                 cv=cv,
                 rows=split.train,
+                texts=texts,
                 seed=seed,
                 max_macs=max_macs,
                 max_params=max_params,
@@ -184,7 +186,7 @@ def transfer(
             )
             for index, (split, (_, seed)) in enumerate(zip(splits, draws, strict=True))
         ]
-        held_out = held_out_scores(store, results, splits, head=head)
+        held_out = held_out_scores(store, results, splits, head=head, texts=texts)
         fitted = _fit(results[0], estimator if head is None else head, calibrate=calibrate)
     with clock("save and verify"):
         deployed, verified = save_and_verify(folder / "model", loaded, tap, results[0], fitted, few, store)

@@ -74,7 +74,7 @@ class Row:
     params: int | None = None
     alpha: float | None = None
     order: int | None = None
-    baseline: Literal["raw", "last"] | None = None
+    baseline: Literal["raw", "last", "tfidf"] | None = None
     chosen: bool = False
     pareto: bool = False
     note: str | None = None

@@ -184,6 +184,11 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert next(found.model.parameters()).dtype == torch.float32
 
 
+def test_a_model_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp_path: Path) -> None:
+    found = run(tmp_path, model=net(classes=3).eval(), epochs=2)
+    assert int(found.model[0][1].num_batches_tracked) >= 2 * 6
+
+
 def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="holds a run already: go on with it"):

@@ -34,7 +34,8 @@ def with_classifier(model: keras.Model, example: Any, classes: int) -> keras.Mod
         )
     features = layer.input
     made = keras.layers.Dense(classes, name=_NAME if layer.name == _NAME else layer.name)
-    return keras.Model(model.input, made(features), name=model.name)
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, made(features), name=model.name)
 
 
 def classifier_of(model: keras.Model, example: Any) -> Any:

@@ -41,20 +41,26 @@ def fit(job: Job) -> Fitted:
     net.compile(**compiled)
     notes = _Notes(job, folder / _HISTORY)
     stopping = [] if job.patience is None else [_stopping(job.patience)]
-    net.fit(
-        _batches(job, _begun(folder) if job.resume else 0),
-        epochs=job.epochs,
-        steps_per_epoch=job.batches,
-        shuffle=False,
-        verbose="auto" if job.progress else 0,
-        callbacks=[
-            notes,
-            *stopping,
-            *(_logger(name, job) for name in strings),
-            *(logger for logger in job.loggers if isinstance(logger, keras.callbacks.Callback)),
-            keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False),
-        ],
-    )
+    named = [_logger(name, job) for name in strings]
+    try:
+        net.fit(
+            _batches(job, _begun(folder) if job.resume else 0),
+            epochs=job.epochs,
+            steps_per_epoch=job.batches,
+            shuffle=False,
+            verbose="auto" if job.progress else 0,
+            callbacks=[
+                notes,
+                *stopping,
+                *named,
+                *(logger for logger in job.loggers if isinstance(logger, keras.callbacks.Callback)),
+                keras.callbacks.BackupAndRestore(str(folder), delete_checkpoint=False),
+            ],
+        )
+    finally:
+        for each in named:
+            if getattr(each, "csv_file", None) is not None:  # Keras leaves it open when it is interrupted
+                each.csv_file.close()
     best = len(notes.history) - 1
     if job.patience is not None:
         best = min(range(len(notes.history)), key=lambda i: notes.history[i]["validation/loss"])
@@ -146,6 +152,7 @@ class _Accuracy(keras.metrics.MeanMetricWrapper):
 
 
 def _right(labels: Any, logits: Any) -> Any:
+    labels = ops.reshape(labels, (-1,))
     return ops.equal(ops.cast(labels, "int32"), ops.cast(ops.argmax(logits, axis=-1), "int32"))
 
 

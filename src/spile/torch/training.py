@@ -58,6 +58,7 @@ def fit(job: Job) -> Fitted:
             reload_dataloaders_every_n_epochs=1,
         )
         resumed = str(last) if job.resume and last.is_file() else None
+        module.train()  # a model that was loaded is in evaluation mode
         trainer.fit(module, ckpt_path=resumed, weights_only=True)
     best = len(module.history) - 1
     if job.patience is not None:
@@ -303,7 +304,7 @@ def _stopping(job: Job, folder: Any) -> list[pl.Callback]:
     lowest: dict[str, Any] = {"monitor": "validation/loss", "mode": "min"}
     return [
         pl_callbacks.ModelCheckpoint(filename="best", save_last=True, **lowest, **common),
-        pl_callbacks.EarlyStopping(patience=job.patience, check_on_train_epoch_end=True, **lowest),  # type: ignore[arg-type]
+        pl_callbacks.EarlyStopping(patience=job.patience, check_on_train_epoch_end=True, **lowest),
     ]
 
 

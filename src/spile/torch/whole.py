@@ -45,11 +45,6 @@ class Whole(nn.Module):
         for name in ("mean", "scale", "coef", "intercept"):
             self.register_buffer(name, torch.tensor(getattr(head, name), dtype=torch.float32))
 
-    mean: Tensor
-    scale: Tensor
-    coef: Tensor
-    intercept: Tensor
-
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Run a batch."""
         if self._images is not None and args:

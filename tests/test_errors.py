@@ -23,6 +23,7 @@ def test_every_error_is_a_spile_error_and_also_the_builtin_that_fits() -> None:
         "FingerprintMismatch": RuntimeError,
         "ProbeError": ValueError,
         "SupervisionError": ValueError,
+        "TrainingError": ValueError,
         "MissingDependency": ImportError,
         "SpileError": Exception,
     }

@@ -19,6 +19,7 @@ class Fake:
     """An engine that takes that long and multiplies."""
 
     notes: Mapping[str, Any] = {}
+    at_once = 1
 
     def __init__(self, name: str, seconds: float = 0.0, factor: float = 2.0) -> None:
         self.name, self.seconds, self.factor, self.calls = name, seconds, factor, 0

@@ -364,7 +364,7 @@ def watch():
     while not done.is_set():
         peak[0] = max(peak[0], psutil.Process().memory_info().rss)
         time.sleep(0.005)
-watcher = threading.Thread(target=watch); watcher.start()
+watcher = threading.Thread(target=watch, daemon=True); watcher.start()
 store = t.extract(tap, source, sys.argv[2], batch_size=64)
 done.set(); watcher.join()
 assert len(store) == count

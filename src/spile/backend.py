@@ -124,6 +124,11 @@ class Engine(Protocol):
         """How it was chosen and checked, for the manifest: plain JSON values."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many batches may be run at the same time, in threads; 1 where a pass changes the model."""
+        ...
+
     def __call__(self, inputs: Any) -> Mapping[str, Any]:
         """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
         ...

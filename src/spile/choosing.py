@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class AutoEngine:
     """Eager in float32: what values are compared with."""
     notes: dict[str, Any] = field(default_factory=lambda: {"asked": "auto"})
     _chosen: Engine | None = None
+    at_once: ClassVar[int] = 1
 
     @property
     def name(self) -> str:
@@ -133,6 +134,7 @@ class AskedEngine:
     versions: Mapping[str, str]
     notes: dict[str, Any] = field(default_factory=dict)
     _ready: Engine | None = None
+    at_once: ClassVar[int] = 1
 
     @property
     def name(self) -> str:

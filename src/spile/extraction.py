@@ -19,7 +19,7 @@ from spile.backend import Engine, EngineName, Precision, Tap, backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import DataError, ModelError
 from spile.models import LoadedModel
-from spile.pipeline import BadSampleLimit, automatic_batch_size, written_behind
+from spile.pipeline import BadSampleLimit, automatic_batch_size, several_at_once, written_behind
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 from spile.progress import progress_bar
 from spile.resolution import Point
@@ -266,18 +266,17 @@ class _Run:
     def results(self, columns: Sequence[ColumnSpec], *, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Every batch from `start` on with its arrays; what was read to learn shapes is not read again."""
         empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
-        ahead: Iterator[tuple[Batch, dict[str, Any]]]
-        if start == 0:
-            found: dict[str, Any] = {} if self.again else self._lead_arrays
-            ahead = chain(
-                zip(self._lead, [{}] * (len(self._lead) - 1) + [found], strict=True),
-                _uncomputed(self._first),
-            )
-        else:
+        ahead: Iterator[Batch] = chain(self._lead, self._first)
+        if start:
             self.close()
-            ahead = _uncomputed(self._read(start))
-        for batch, arrays in ahead:
-            arrays = arrays or self._compute(batch, self.engine) or empty
+            ahead = self._read(start)
+
+        def compute(batch: Batch) -> dict[str, Any]:
+            known = batch is self._lead[-1] and not self.again
+            return self._lead_arrays if known else self._compute(batch, self.engine)
+
+        for batch, found in several_at_once(ahead, compute, lambda: self.engine.at_once):
+            arrays = found or empty
             self.bytes += (
                 sum(_size(values) for values in arrays.values()) * np.dtype(columns[0].dtype).itemsize
             )
@@ -329,11 +328,6 @@ def _run(
         yield run
     finally:
         run.close()
-
-
-def _uncomputed(read: Iterator[Batch]) -> Iterator[tuple[Batch, dict[str, Any]]]:
-    for batch in read:
-        yield batch, {}
 
 
 def _nothing_read(name: str, lead: Sequence[Batch]) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from spile.backend import Tap
 from spile.data import Batch
 from spile.errors import CaptureError, DataError, StoreError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 BATCH_SIZE = 32
 """Samples a batch where nothing is known yet of the points."""
@@ -40,6 +45,37 @@ def automatic_batch_size(tap: Tap) -> int:
     fitting = _KEPT_BYTES / kept if kept else _LARGEST
     wanted = min(max(_MACS_A_BATCH / max(macs, 1), BATCH_SIZE), fitting, _LARGEST)
     return max(_SMALLEST, 2 ** int(math.log2(wanted))) if wanted >= 1 else 1
+
+
+def several_at_once(
+    items: Iterable[_Item], compute: Callable[[_Item], _Result], at_once: Callable[[], int]
+) -> Iterator[tuple[_Item, _Result]]:
+    """Every item with what is computed of it, in order, up to `at_once` under way in threads of their own.
+
+    How many is asked before each, as computing the first may decide it. An error ends it after the items
+    before it.
+    """
+    waiting: deque[tuple[_Item, Future[_Result]]] = deque()
+    pool: ThreadPoolExecutor | None = None
+    try:
+        for item in items:
+            if (count := at_once()) == 1:
+                yield item, compute(item)
+                continue
+            pool = pool or ThreadPoolExecutor(count, thread_name_prefix="spile-compute")
+            waiting.append((item, pool.submit(compute, item)))
+            if len(waiting) > count:  # one more waits for the thread that is ready first
+                yield _done(waiting)
+        while waiting:
+            yield _done(waiting)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def _done(waiting: deque[tuple[_Item, Future[_Result]]]) -> tuple[_Item, _Result]:
+    item, result = waiting.popleft()
+    return item, result.result()
 
 
 @contextmanager

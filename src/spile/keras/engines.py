@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,17 @@ from spile.preprocessing import ImagePreprocessing
 _Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+_tracing = threading.Lock()
+"""A trace watches the model's layers; batches run at the same time must not trace at the same time."""
+
+
 class EagerEngine:
     """The reference engine: one batch in, a float32 (or integer) NumPy array for every point out."""
 
     name = "eager"
     versions: Mapping[str, str] = {}
     notes: Mapping[str, Any] = {}
+    at_once = 1
 
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
         self._tap = tap
@@ -50,6 +56,8 @@ class CompiledEngine:
     name = "compile"
     versions: Mapping[str, str] = {}
     notes: Mapping[str, Any] = {}
+    at_once = 2
+    """Neither XLA nor TensorFlow keeps all processors busy with one batch."""
 
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None) -> None:
         self._tap = tap
@@ -81,7 +89,8 @@ def _program(tap: Tap, preprocessing: ImagePreprocessing | None) -> Compiled:
     def body(state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
         if preprocessing is not None and is_images(inputs):
             inputs = normalised(inputs, preprocessing)
-        return tap.run(called_with(tap.model, (inputs,), {}), state)
+        with _tracing:
+            return tap.run(called_with(tap.model, (inputs,), {}), state)
 
     def compiled() -> Compiled:
         return runtime().compiled(body, tap.model.variables)
@@ -134,6 +143,11 @@ class AutoEngine:
     def name(self) -> str:
         """``compile`` or ``eager``; before the first batch what was asked for."""
         return self._asked if self._chosen is None else self._chosen.name
+
+    @property
+    def at_once(self) -> int:
+        """That of the engine that was chosen; the first batch, which chooses it, runs alone."""
+        return 1 if self._chosen is None else self._chosen.at_once
 
     def __call__(self, inputs: Any) -> _Arrays:
         """Run one batch. Raises `ModelError` where it was asked to be compiled, and cannot."""

@@ -18,6 +18,9 @@ _TRACKED = ("_self_unconditional_", "_self_tracked_trackables")
 _MODULES = "_modules"
 """Where PyTorch keeps the layers of a layer, beside its other attributes."""
 
+_PLAIN = (str, int, float, bool, type(None))
+"""Most of what a layer has for attributes; of these types exactly, it holds no layer."""
+
 _BOOKKEEPING = frozenset(
     (
         "_layers",
@@ -92,7 +95,7 @@ def _in_attributes(layer: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
     values = {
         name: value
         for name, value in (attributes | attributes.get(_MODULES, {})).items()
-        if name not in _BOOKKEEPING and not name.startswith(_TRACKED)
+        if type(value) not in _PLAIN and name not in _BOOKKEEPING and not name.startswith(_TRACKED)
     }
     for name, value in sorted(values.items(), key=lambda pair: not isinstance(pair[1], keras.Layer)):
         yield from _held(name, value)

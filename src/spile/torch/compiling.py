@@ -31,6 +31,7 @@ class CompileEngine:
     name = "compile"
     versions: Mapping[str, str] = {}
     notes: Mapping[str, Any] = {}
+    at_once = 1
 
     def __init__(
         self, tap: Tap, inputs: Any, *, preprocessing: ImagePreprocessing | None, precision: Precision

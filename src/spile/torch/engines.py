@@ -23,6 +23,7 @@ class EagerEngine:
     name = "eager"
     versions: Mapping[str, str] = {}
     notes: Mapping[str, Any] = {}
+    at_once = 1
 
     def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, precision: Precision) -> None:
         self._tap = tap

@@ -37,6 +37,7 @@ class OpenVINOEngine:
 
     name = "openvino"
     notes: Mapping[str, Any] = {}
+    at_once = 1
 
     def __init__(
         self, tap: Tap, inputs: Any, *, preprocessing: ImagePreprocessing | None, precision: Precision

@@ -5,17 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-KERAS_BACKENDS := tensorflow jax torch
+# The first runs all tests of Keras in `make test`, the others the essential ones; `make test-zoo` runs the rest.
+KERAS_FIRST := torch
+KERAS_OTHERS := tensorflow jax
 
 # Small models run faster on one thread each, so that every core can have a test of its own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Keras has one backend a process; the first run that fails ends it.
-define on_each_keras_backend
-@set -e; for backend in $(KERAS_BACKENDS); do \
+define on_keras
+@set -e; for backend in $(1); do \
 	echo; echo "Keras on $$backend"; \
-	KERAS_BACKEND=$$backend $(PYTEST) tests/keras $(1); \
+	KERAS_BACKEND=$$backend $(PYTEST) tests/keras $(2); \
 done
 endef
 
@@ -30,11 +32,13 @@ demo: $(VENV)/.demo ## Compare the layers of a real network on real images, and 
 
 test: $(VENV)/.dev ## The tests that every change must pass (under 15 minutes on 2 cores)
 	$(PYTEST) --ignore tests/keras -m "not zoo" $(PARALLEL)
-	$(call on_each_keras_backend,-m "not zoo" $(PARALLEL))
+	$(call on_keras,$(KERAS_FIRST),-m "not zoo" $(PARALLEL))
+	$(call on_keras,$(KERAS_OTHERS),-m "essential and not zoo" $(PARALLEL))
 
 test-zoo: $(VENV)/.dev ## The long matrices: many architectures, kill loops, soak
 	$(PYTEST) --ignore tests/keras -m zoo --timeout 1800 $(PARALLEL)
-	$(call on_each_keras_backend,-m zoo --timeout 1800 $(PARALLEL))
+	$(call on_keras,$(KERAS_FIRST),-m zoo --timeout 1800 $(PARALLEL))
+	$(call on_keras,$(KERAS_OTHERS),-m "zoo or not essential" --timeout 1800 $(PARALLEL))
 
 bench: $(VENV)/.dev ## Speed against the usual tools, in paired runs, into docs/benchmarks.md (about 10 minutes, quiet machine)
 	$(INSTALL) --group bench

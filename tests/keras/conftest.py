@@ -1,6 +1,7 @@
 """These tests run in a process for each Keras backend: ``KERAS_BACKEND=jax python -m pytest tests/keras``.
 
-`make test` does that for all three. Without KERAS_BACKEND they are left out: the main run loads no Keras.
+`make test` runs all of them on one backend, and those marked essential on the others. Without KERAS_BACKEND
+they are left out: the main run loads no Keras.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import pytest
 from keras import layers, ops
 
 from spile.keras import capturing
-from spile.keras.runtime import runtime
 
 pytest.register_assert_rewrite("spile.testing")
 
@@ -155,7 +154,7 @@ class OnKeras(BackendTests):
     """What Functional models and subclasses have in common."""
 
     separator, map_layout, dense = "/", "BYXC", "Dense"
-    engines = ("eager", "compile") if runtime().compiles else ("eager",)
+    engines = ("eager", "compile")
 
     @pytest.fixture(autouse=True)
     def _channels_last(self) -> None:

@@ -12,8 +12,7 @@ import spile
 from spile import ImagePreprocessing, ModelError
 from spile.keras import backend
 from spile.keras.engines import CompiledEngine, EagerEngine
-
-COMPILES = keras.backend.backend() != "torch"
+from spile.keras.runtime import runtime
 
 
 class Counting(keras.layers.Layer):
@@ -56,17 +55,19 @@ def test_the_engine_gives_the_values_of_the_tap() -> None:
             np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
 
 
-def test_it_is_compiled_where_the_backend_compiles_and_says_so() -> None:
+def test_it_is_compiled_where_that_pays_and_says_so() -> None:
     run = engine(spile.tap(net(), "conv"))
     run(batch(2))
-    assert run.name == ("compile" if COMPILES else "eager")
+    assert run.name == "compile"
+    short = engine(spile.tap(net(), "conv"), samples=2 * runtime().least_batches - 1)
+    short(batch(2))
+    assert short.name == ("compile" if runtime().least_batches == 1 else "eager")
     asked = engine(spile.tap(net(), "conv"), name="eager")
     asked(batch(2))
     assert isinstance(asked, EagerEngine)
     assert asked.name == "eager"
 
 
-@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
 def test_a_last_odd_batch_compiles_nothing_anew() -> None:
     tap = spile.tap(net(), "after")
     run = CompiledEngine(tap, preprocessing=None)
@@ -144,7 +145,6 @@ def test_half_precision_comes_out_as_float32() -> None:
         engine(spile.tap(model, "conv"), precision="bfloat16")
 
 
-@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
 def test_a_larger_batch_and_then_smaller_ones() -> None:
     tap = spile.tap(net(), ["conv", "after"], pool=None)
     run = CompiledEngine(tap, preprocessing=None)
@@ -226,7 +226,6 @@ def test_padding_is_left_out_in_every_engine(name: str) -> None:
     np.testing.assert_allclose(run(batch_)["head"], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
 def test_a_second_extraction_uses_the_program_of_the_first() -> None:
     """With new weights, of which the program holds none; what the layers' options say is compiled anew."""
     x = keras.Input((3,))
@@ -247,7 +246,6 @@ def test_a_second_extraction_uses_the_program_of_the_first() -> None:
     assert not tap.programs
 
 
-@pytest.mark.skipif(not COMPILES, reason="the torch backend is not compiled")
 def test_layers_that_may_not_tell_all_their_options_are_compiled_every_time() -> None:
     class Shift(keras.layers.Layer):
         by = 1.0
@@ -262,3 +260,31 @@ def test_layers_that_may_not_tell_all_their_options_are_compiled_every_time() ->
     assert engine(tap)(values)["shift"].max() == 1
     shift.by = 2.0
     assert engine(tap)(values)["shift"].max() == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="how it is done there")
+def test_graphs_give_the_bits_of_the_layers_in_memory_of_their_own() -> None:
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2D(4, 3, name="conv")(x)
+    y = keras.layers.ReLU(name="act")(keras.layers.BatchNormalization()(y))
+    model = keras.Model(x, keras.layers.Dense(2, name="head")(keras.layers.Flatten()(y)))
+    tap = spile.tap(model, ["@in", "conv", "act", "head"], pool=None)
+    run, values = engine(tap, name="compile"), batch(4)
+    expected = {name: value.copy() for name, value in numpy(tap(values)).items()}
+    found = run(values)
+    values[:] = -1  # the memory of a batch is used again
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="how it is done there")
+def test_many_shapes_are_not_all_traced() -> None:
+    x = keras.Input((None, 3))
+    tap = spile.tap(keras.Model(x, Counting(name="twice")(x)), "twice", pool=None, example=(2, 5, 3))
+    run = engine(tap, name="compile")
+    for length in range(1, 30):
+        values = np.random.default_rng(length).random((2, length, 3), dtype=np.float32)
+        np.testing.assert_array_equal(run(values)["twice"], values * 2)
+    before = Counting.runs
+    assert run(np.ones((2, 3, 3), "float32"))["twice"].min() == 2
+    assert Counting.runs == before

@@ -60,8 +60,8 @@ def engine(
     name: EngineName = "auto",
     samples: int | None = None,
 ) -> Engine:
-    """The engine that runs `tap` during extraction; how many `samples` there are changes nothing."""
-    return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision)
+    """The engine that runs `tap` during extraction."""
+    return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision, samples=samples)
 
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:

@@ -125,17 +125,25 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None) -> An
 
 
 class AutoEngine:
-    """Compiled where Keras' backend has a compiler and the pass can be traced; else eager.
+    """Compiled where the pass can be traced and the run is long enough; else eager.
 
     Which of the two is known after the first batch, from which the tap may have yet to learn its points.
     """
 
     versions: Mapping[str, str] = {}
 
-    def __init__(self, tap: Tap, *, preprocessing: ImagePreprocessing | None, asked: EngineName) -> None:
+    def __init__(
+        self,
+        tap: Tap,
+        *,
+        preprocessing: ImagePreprocessing | None,
+        asked: EngineName,
+        samples: int | None = None,
+    ) -> None:
         self._tap = tap
         self._preprocessing = preprocessing
         self._asked = asked
+        self._samples = samples
         self._chosen: EagerEngine | CompiledEngine | None = None
         self.notes: dict[str, Any] = {"asked": asked}
 
@@ -154,7 +162,7 @@ class AutoEngine:
         if self._chosen is None:
             ready = model_inputs(inputs, preprocessing=self._preprocessing)
             self._tap.learn(called_with(self._tap.model, (ready,), {}))
-            unfit = self._unfit()
+            unfit = self._unfit(_rows(inputs))
             if unfit and self._asked == "compile":
                 raise ModelError(
                     f"engine 'compile' cannot run this tap: {unfit}. Leave engine at 'auto', or write 'eager'"
@@ -164,14 +172,22 @@ class AutoEngine:
             self._chosen = kind(self._tap, preprocessing=self._preprocessing)
         return self._chosen(inputs)
 
-    def _unfit(self) -> str:
-        if not runtime().compiles:
-            return f"Keras' {keras.backend.backend()} backend has no compiler of its own"
-        return "" if self._tap.traceable else "the pass cannot be traced"
+    def _unfit(self, rows: int) -> str:
+        if not self._tap.traceable:
+            return "the pass cannot be traced"
+        short = self._samples is not None and self._samples < rows * runtime().least_batches
+        if short and self._asked == "auto" and not self._tap.programs:
+            return f"the run is too short: {self._samples} samples in batches of {rows}"
+        return ""
 
 
 def engine_for(
-    tap: Tap, *, name: EngineName, preprocessing: ImagePreprocessing | None, precision: Precision
+    tap: Tap,
+    *,
+    name: EngineName,
+    preprocessing: ImagePreprocessing | None,
+    precision: Precision,
+    samples: int | None = None,
 ) -> AutoEngine | EagerEngine:
     """The engine of this name; see `spile.extract`."""
     if precision != "float32":
@@ -185,7 +201,7 @@ def engine_for(
         )
     if name == "eager":
         return EagerEngine(tap, preprocessing=preprocessing)
-    return AutoEngine(tap, preprocessing=preprocessing, asked=name)
+    return AutoEngine(tap, preprocessing=preprocessing, asked=name, samples=samples)
 
 
 def _rows(arrays: Any) -> int:

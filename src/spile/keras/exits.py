@@ -196,9 +196,9 @@ class EarlyExits(keras.Model):
         return {"features": features, "logits": losses.float32(scores)}
 
     def _step(self, index: int, x: Any, *, head: bool = True) -> dict[str, Array]:
-        """One segment on arrays, compiled where the backend compiles; then in batches of few sizes."""
+        """One segment on arrays, compiled where that soon pays; then in batches of few sizes."""
         backend = runtime()
-        if not backend.compiles:
+        if backend.least_batches > 1:
             with backend.without_gradients(), stateless(self, None):
                 found = self._segment(index, ops.convert_to_tensor(x), head=head)
             return {name: ops.convert_to_numpy(ops.cast(v, "float32")) for name, v in found.items()}

@@ -14,7 +14,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from spile.keras.runtime import Body, Compiled, Scalars
 
-compiles = True
+least_batches = 1
 fixed_batch = True
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from spile.keras.runtime import Body, Compiled, Scalars
 
-compiles = True
+least_batches = 1
 fixed_batch = False
 
 _LOOP_BODY = re.compile(r"(?:^|/)loop_body(?:_\d+)?(?=/|$)")

@@ -21,8 +21,8 @@ Compiled = Callable[[Any], dict[str, np.ndarray[Any, Any]]]
 class Runtime(Protocol):
     """One module for each backend implements it: ``spile.keras.on_<backend>``."""
 
-    compiles: bool
-    """There is a compiler, and `compiled`."""
+    least_batches: int
+    """A run of fewer is not worth compiling for, unless asked."""
     fixed_batch: bool
     """A program is compiled for one batch size."""
 

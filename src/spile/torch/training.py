@@ -82,8 +82,8 @@ class Training(pl.LightningModule):
         self._names = list(job.measured)
         # A Jacobian aggregator fills the gradients itself.
         self.automatic_optimization = not (job.supervised is not None and _aggregates(job.supervised))
-        if not self.automatic_optimization and job.optimizing.accumulate > 1:
-            raise TrainingError("accumulate= does not go with weight=Aggregated(...): write accumulate=1")
+        if not self.automatic_optimization:
+            _check_aggregated(job)
 
     @property
     def _progress(self) -> float:
@@ -238,11 +238,11 @@ class Means:
             self._counts[key] = self._counts.get(key, 0) + known
 
     def values(self) -> Epoch:
-        """By name."""
+        """By name; NaN, not known, where no batch told."""
+        counts = {name: float(count) for name, count in self._counts.items()}
         return {
-            name: float(total) / float(self._counts[name])
+            name: float(total) / counts[name] if counts[name] else float("nan")
             for name, total in self._sums.items()
-            if float(self._counts[name])
         }
 
 
@@ -290,6 +290,15 @@ def _aggregates(supervised: Any) -> bool:
     from spile.supervision.weights import Aggregated
 
     return isinstance(supervised.settings.weighting, Aggregated)
+
+
+def _check_aggregated(job: Job) -> None:
+    if job.optimizing.accumulate > 1:
+        raise TrainingError("accumulate= does not go with weight=Aggregated(...): write accumulate=1")
+    if job.precision == "float16":  # whose losses are scaled, and the aggregator's gradients would not be
+        raise TrainingError(
+            "precision='float16' does not go with weight=Aggregated(...): write 'bfloat16' or 'float32'"
+        )
 
 
 def _stopping(job: Job, folder: Any) -> list[pl.Callback]:

@@ -1,4 +1,4 @@
-"""Training steps of two kinds in turns: every pair gives one ratio, so that a busy machine slows both alike."""
+"""Training steps of two kinds in turns: a pair gives a ratio, so that a busy machine slows both alike."""
 
 from __future__ import annotations
 

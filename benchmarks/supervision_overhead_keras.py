@@ -1,9 +1,10 @@
-"""What a training step of a Keras model costs with heads, against a plain step plus the heads' own operations.
+"""What a training step of a Keras model costs with heads, against a plain step plus the heads' operations.
 
     KERAS_BACKEND=tensorflow python benchmarks/supervision_overhead_keras.py --model ResNet50 --size 128
 
-The twin of ``supervision_overhead.py``: compiled steps of both kinds in turns, the median of the ratios and its
-interval. Expected is 1 + (MACs of the heads / MACs of the model). On the torch backend Keras compiles nothing.
+The twin of ``supervision_overhead.py``: compiled steps of both kinds in turns, the median of the ratios and
+its interval. Expected is 1 + (MACs of the heads / MACs of the model). On the torch backend Keras compiles
+nothing.
 """
 
 from __future__ import annotations

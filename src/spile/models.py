@@ -21,8 +21,8 @@ Scheme = Literal[
 _PREFIXES = ("timm", "torchvision", "hf", "keras", "keras_hub", "demo")
 _FORMS = (
     "timm:NAME, torchvision:NAME, hf:OWNER/NAME, hf:./FOLDER, keras:NAME, keras_hub:PRESET, "
-    "keras_hub:./FOLDER, file.py:FACTORY, model.keras, model.h5, model.pt2, demo:NAME, or the folder of a run "
-    "of spile train"
+    "keras_hub:./FOLDER, file.py:FACTORY, model.keras, model.h5, model.pt2, demo:NAME, or the folder of a "
+    "run of spile train"
 )
 _LIBRARIES = ("timm", "torchvision", "keras", "keras_hub", "demo")
 """Their architectures are built by name; anything else that a saved model names may be code."""

@@ -199,7 +199,7 @@ def test_a_teacher_by_reference(x: Any, tmp_path: Path) -> None:
     network(1).save(tmp_path / "teacher.keras")
     named = scalars(supervise(Teacher(model=str(tmp_path / "teacher.keras"))), x)
     assert named == pytest.approx(scalars(supervise(Teacher(model=network(1))), x), rel=1e-5)
-    with pytest.raises(SupervisionError, match="the teacher is a int: a Keras model needs a keras.Model"):
+    with pytest.raises(SupervisionError, match=r"the teacher is a int: a Keras model needs a keras\.Model"):
         supervise(Teacher(model=3))
 
 

@@ -136,7 +136,7 @@ def test_what_cannot_be_rebuilt_says_so_and_keeps_its_weights(tmp_path: Path) ->
             self.body = net()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.body(x) * float(x.sum() == x.sum())
+            return self.body(x * float(x.sum() == x.sum()))
 
     with pytest.warns(
         UserWarning, match=r"through its weights alone.*network\.safetensors.*cannot be exported"

@@ -20,7 +20,7 @@ from spile.keras.pooling import pooled
 from spile.keras.shadows import Shadow
 from spile.keras.taps import Tap
 from spile.keras.trees import Inputs
-from spile.supervision.operations import Features
+from spile.supervision.operations import Conv, Dense, Features
 from spile.supervision.targets import (
     MAIN,
     Labels,
@@ -192,15 +192,15 @@ class TargetStates(keras.Layer):
             elif own.kind == "vector":
                 raise SupervisionError(f"{name!r} gives vectors, which have no attention: use kind='hint'")
         if isinstance(target, SelfDistill) and target.hint:
-            final = self._plan.final and Features.of(self._plan.final)
-            if not isinstance(head, Head) or final is None:
+            final = None if self._plan.final is None else Features.of(self._plan.final)
+            last = head.operations[-1] if isinstance(head, Head) else None
+            if not isinstance(last, Conv | Dense) or final is None:
                 raise SupervisionError(
                     f"SelfDistill(hint=...) compares features of spile's own heads, and {name!r} has "
                     "another: use hint=0"
                 )
-            width = head.operations[-1].inputs  # type: ignore[union-attr]
-            if width != final.channels:
-                self._project(f"{name}/final", width, final.channels)
+            if last.inputs != final.channels:
+                self._project(f"{name}/final", last.inputs, final.channels)
 
     def _project(self, key: str, inputs: int, outputs: int) -> None:
         self.adapters[key] = keras.layers.Dense(outputs, dtype="float32")

@@ -38,8 +38,8 @@ def with_classifier(model: nn.Module, example: Any, classes: int) -> nn.Module:
         model = _hugging_face_classifier(model, classes)
     if isinstance(model, UnflattenedModule):
         raise ModelError(
-            "this network is an exported program, which has no training mode (its norms are fixed, its dropout "
-            "is gone): name the Python that builds it, and the weights, -m file.py:FACTORY --weights "
+            "this network is an exported program, which has no training mode (its norms are fixed, its "
+            "dropout is gone): name the Python that builds it, and the weights, -m file.py:FACTORY --weights "
             "RUN/model/network.safetensors"
         )
     path = classifier_of(model, example)

@@ -141,7 +141,7 @@ def on_torch(folder: Path) -> None:
     from torch import nn
 
     def take_over(module: nn.Module, weights: list[Any]) -> None:
-        """The weights of a Keras layer, in the same order: kernels turned, those of depthwise ones otherwise."""
+        """The weights of a Keras layer, in the same order: kernels turned, depthwise ones otherwise."""
         for parameter, weight in zip(module.parameters(), weights, strict=True):
             value = torch.from_numpy(weight)
             if value.ndim == 4:

@@ -152,7 +152,9 @@ def test_folders_that_are_no_model(own: spile.training.TrainRun, tmp_path: Path)
         load_model(str(own.path), pretrained=False)
     with pytest.raises(ModelError, match=r"leave out .*w\.pth"):
         load_model(str(own.path), weights="w.pth")
-    moved = spile.transfer(net().eval(), data(30), tmp_path / "moved", addresses=["0"], progress=False)
+    x = np.random.default_rng(0).normal(size=(30, 3, 8, 8)).astype(np.float32)
+    y = np.arange(30) % 3
+    moved = spile.transfer(net().eval(), (x, y), tmp_path / "moved", addresses=["0"], progress=False)
     with pytest.raises(ModelError, match="cut at the layer spile transfer chose"):
         load_model(str(moved.path))
     with pytest.raises(ModelError, match="is not a model reference"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spile.errors import MissingDependency, TrainingError
 from spile.fitting import Epoch, Fitted, Job, LabelledBatch
+from spile.loading import library
 from spile.torch import losses
 from spile.torch.engines import model_inputs
 from spile.torch.references import logits_of
@@ -321,6 +322,7 @@ def _logger(wanted: Any, job: Job) -> Any:
     if wanted == "csv":
         return pl_loggers.CSVLogger(save_dir=job.folder, name="logs")
     if wanted == "tensorboard":
+        library("tensorboard", extra="tensorboard", purpose="loggers=['tensorboard']")
         return pl_loggers.TensorBoardLogger(save_dir=job.folder, name="logs")
     if isinstance(wanted, pl_loggers.Logger):
         return wanted

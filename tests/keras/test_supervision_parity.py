@@ -44,7 +44,7 @@ def targets(teacher: Any) -> dict[str, Any]:
         "early": [
             Labels(smoothing=0.1),
             SelfDistill(temperature=2.0, hint=0.5),
-            PseudoLabels(threshold=0.9, weight=0.3),
+            PseudoLabels(threshold=0.6, weight=0.3),
             Teacher(model=teacher, kind="hint", at="late"),  # the student's map is larger
         ],
         "late": [

@@ -154,7 +154,6 @@ def test_the_probes_head_is_where_training_starts(tmp_path: Path) -> None:
     started = run(tmp_path / "started", from_probe=tmp_path / "probe", **common)
     unstarted = run(tmp_path / "unstarted", **common)
     assert started.epochs[0]["test/loss"] < unstarted.epochs[0]["test/loss"] - 0.1
-    assert started.accuracy > 0.6
     with pytest.raises(TrainingError, match="another model or other weights"):
         model.get_layer("first").kernel.assign(model.get_layer("first").kernel * 2)
         run(tmp_path / "other", from_probe=tmp_path / "probe", **common)

@@ -49,7 +49,7 @@ def fit(job: Job) -> Fitted:
             max_epochs=job.epochs,
             limit_train_batches=_used(job),
             accumulate_grad_batches=job.optimizing.accumulate,
-            callbacks=[*stopping, *([pl_callbacks.RichProgressBar()] if job.progress else [])],
+            callbacks=[*stopping, *([_Bar()] if job.progress else [])],
             logger=[_logger(wanted, job) for wanted in job.loggers] or False,
             default_root_dir=job.folder,
             enable_progress_bar=job.progress,
@@ -166,6 +166,11 @@ class Training(pl.LightningModule):
             known = int((labels >= 0).sum())
             self._means.add(f"{self._names[dataloader_idx]}/{head}", found, known)
 
+    def shown(self) -> dict[str, Any]:
+        """For the progress bar: the mean loss of the epoch so far."""
+        loss = self._means.values().get("train/loss")
+        return {} if loss is None else {"loss": f"{loss:.3f}"}
+
     def on_train_epoch_end(self) -> None:
         """Note what the epoch gave."""
         self._seconds += self._ended - self._begun
@@ -217,6 +222,17 @@ class Training(pl.LightningModule):
     def _ready(self, batch: LabelledBatch) -> tuple[Any, Tensor]:
         inputs = model_inputs(batch.inputs, preprocessing=self._job.images, device=self.device)
         return inputs, _tensor(batch.labels, self.device)
+
+
+class _Bar(pl_callbacks.RichProgressBar):
+    """With the number of the epoch from 1, and the loss in place of Lightning's version number."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        return pl_module.shown()  # type: ignore[no-any-return]
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1} of {self.trainer.max_epochs}"
 
 
 class Means:

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
+from steps import paired, tell
 from torch.nn import functional
 
 import spile
@@ -64,21 +64,9 @@ def main() -> None:
             lambda: supervised.loss(supervised(images), labels, progress=0.0).total, supervised.parameters()
         ),
     )
-    ratios = []
-    for number in range(options.pairs + 2):
-        order = steps if number % 2 else steps[::-1]
-        seconds = {step: step() for step in order}
-        if number >= 2:  # the first ones warm up
-            ratios.append(seconds[steps[1]] / seconds[steps[0]])
-    random = np.random.default_rng(0)
-    medians = [np.median(random.choice(ratios, len(ratios))) for _ in range(2000)]
-    low, high = np.quantile(medians, [0.025, 0.975])
-    print(f"{options.model}, {options.size} px, batch {options.batch}, heads at {', '.join(macs)}")
-    print(
-        f"step with heads / plain step: {np.median(ratios):.3f} [{low:.3f}, {high:.3f}], {len(ratios)} pairs"
-    )
-    print(f"expected from MACs alone:     {expected:.3f}")
-    print(f"above that:                   {np.median(ratios) / expected - 1:+.1%}")
+    ratios = paired(*steps, options.pairs)
+    title = f"{options.model}, {options.size} px, batch {options.batch}, heads at {', '.join(macs)}"
+    tell(title, ratios, expected)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,19 @@ def test_the_example_has_the_layout_of_the_model(channels_last: bool, shape: tup
     loaded = LoadedModel(None, "", ImagePreprocessing(crop=(8, 6)), None, None, channels_last=channels_last)
     assert example_for(loaded) == shape
     assert example_for(replace(loaded, preprocessing=None)) is None
+
+
+def test_the_folder_of_a_saved_model_is_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "model.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for text in ("run", "run/model", str(tmp_path / "run")):
+        assert parse(text) == ModelReference(scheme="run", name=text)
+        assert str(parse(text)) == text
+        with pytest.raises(ModelError, match="has format None"):
+            load_model(text)
+    with pytest.raises(ModelError, match="folder of a run of spile train"):
+        parse("walk")
 
 
 def test_input_size_must_be_positive() -> None:

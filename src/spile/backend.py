@@ -61,6 +61,17 @@ class Exported:
     pools: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What `Backend.save_trained` wrote."""
+
+    weights: Path
+    reference: str
+    """What the network is built from again: a name, or a file of the folder."""
+    problem: str = ""
+    """Why it cannot be, but for its own Python; then the weights alone were written."""
+
+
 class Tap(Protocol):
     """Points and pools on a model."""
 
@@ -269,8 +280,15 @@ class Backend(Protocol):
         """Give the last layer these weights (features, classes) and biases (classes,)."""
         ...
 
-    def save_trained(self, model: Any, folder: Path) -> Path:
-        """Save a trained model whole: its weights (PyTorch) or itself (Keras); returns the file."""
+    def save_trained(self, loaded: Any, example: Any, folder: Path, *, rebuildable: bool) -> Trained:
+        """Save a trained network whole: all weights; and itself, where its reference does not give it back.
+
+        `loaded` is a `spile.models.LoadedModel`; `rebuildable` tells whether a library builds what it names.
+        """
+        ...
+
+    def load_trained(self, model: Any, path: Path) -> None:
+        """Put all weights that `save_trained` wrote into a model of the same architecture."""
         ...
 
     def fit(self, job: Job) -> Fitted:

@@ -91,7 +91,8 @@ class Job:
 Epoch = dict[str, float]
 """What is known after one: ``epoch``, ``seconds`` of training so far, ``rate``, ``train/loss``,
 ``train/accuracy``, ``train/layer2/loss`` and other numbers of the heads, ``test/loss``, ``test/accuracy``,
-``test/layer2/accuracy``, ``gradient/conv1/gradient_norm``, ``gradient/conv1/cosine``."""
+``test/layer2/accuracy``, ``gradient/conv1/gradient_norm``, ``gradient/conv1/cosine``. NaN is not known: no
+row tells."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from spile import keras_backend, python_files
-from spile.backend import framework_of
+from spile import keras_backend, python_files, saved
+from spile.backend import backend_of, framework_of
 from spile.errors import MissingDependency, ModelError, nearest
-from spile.loading import Built, Options, Tokenize
-from spile.preprocessing import ImagePreprocessing, Preprocessing
+from spile.loading import Built, Options, Tokenize, resized
+from spile.preprocessing import ImagePreprocessing, Preprocessing, from_json
 
-Scheme = Literal["timm", "torchvision", "hf", "keras", "keras_hub", "keras_file", "file", "pt2", "demo"]
+Scheme = Literal[
+    "timm", "torchvision", "hf", "keras", "keras_hub", "keras_file", "file", "pt2", "demo", "run"
+]
 
 _PREFIXES = ("timm", "torchvision", "hf", "keras", "keras_hub", "demo")
 _FORMS = (
     "timm:NAME, torchvision:NAME, hf:OWNER/NAME, hf:./FOLDER, keras:NAME, keras_hub:PRESET, "
-    "keras_hub:./FOLDER, file.py:FACTORY, model.keras, model.h5, model.pt2 or demo:NAME"
+    "keras_hub:./FOLDER, file.py:FACTORY, model.keras, model.h5, model.pt2, demo:NAME, or the folder of a "
+    "run of spile train"
 )
+_LIBRARIES = ("timm", "torchvision", "keras", "keras_hub", "demo")
+"""Their architectures are built by name; anything else that a saved model names may be code."""
 _MODEL_FILES: dict[str, Scheme] = {
     ".pt2": "pt2",
     ".keras": "keras_file",
@@ -44,7 +50,7 @@ class ModelReference:
     def __str__(self) -> str:
         if self.scheme == "file":
             return f"{self.name}:{self.factory}"
-        if self.scheme in ("pt2", "keras_file"):
+        if self.scheme in ("pt2", "keras_file", "run"):
             return self.name
         return f"{self.scheme}:{self.name}"
 
@@ -71,7 +77,8 @@ class LoadedModel:
 def parse(text: str) -> ModelReference:
     """Read a model reference; raises `ModelError` that shows the forms there are.
 
-    Paths may hold colons and backslashes (``C:\\models\\net.py:make``); nothing on disk is looked at.
+    Paths may hold colons and backslashes (``C:\\models\\net.py:make``). The disk is looked at for what has no
+    other form: it may be the folder of a trained model.
     """
     prefix, colon, name = text.partition(":")
     if colon and prefix in _PREFIXES:
@@ -84,6 +91,8 @@ def parse(text: str) -> ModelReference:
         return ModelReference(scheme="file", name=factory[1], factory=factory[2])
     if scheme := _model_file(text):
         return ModelReference(scheme=scheme, name=text)
+    if saved.folder_of(text) is not None:
+        return ModelReference(scheme="run", name=text)
     raise ModelError(f"{text!r} is not a model reference. {_advice(text, prefix if colon else '', name)}")
 
 
@@ -109,6 +118,8 @@ def load_model(
     options = Options(
         weights=Path(weights) if weights is not None else None, pretrained=pretrained, input_size=input_size
     )
+    if reference.scheme == "run":
+        return _load_run(reference, options, device)
     if reference.scheme == "file":
         built = _build_object(reference, options, device)
     else:
@@ -142,6 +153,81 @@ def example_for(loaded: LoadedModel) -> Any:
         size, channels = loaded.preprocessing.crop, loaded.preprocessing.channels
         return (2, *size, channels) if loaded.channels_last else (2, channels, *size)
     return None
+
+
+def rebuildable(reference: str) -> bool:
+    """Whether a library can build a model again from its reference, without the user's own code."""
+    return bool(reference) and (_of_library(reference) or parse(reference).scheme == "hf")
+
+
+def load_network(folder: Path, description: Mapping[str, Any], *, device: str | None = None) -> LoadedModel:
+    """The network of a saved model, with its preprocessing.
+
+    The description may only name what runs no foreign code. Raises `ModelError`.
+    """
+    reference = description["reference"]
+    if reference in saved.NETWORKS:
+        loaded = load_model(str(folder / reference), device=device)
+    else:
+        if reference != saved.HERE and not _of_library(reference):
+            raise ModelError(
+                f"{folder} names the model {reference!r}: a saved model may only name those of "
+                f"{', '.join(_LIBRARIES)}, as anything else could run code. Make the run again"
+            )
+        own = f"hf:{folder.resolve()}" if reference == saved.HERE else reference
+        size = description.get("input_size")
+        loaded = load_model(own, pretrained=False, device=device, input_size=size)
+        loaded = _with_weights(loaded, folder / saved.WEIGHTS, description)
+    if loaded.tokenize is not None:  # the tokenizer in the folder, not the one it was copied from
+        return loaded
+    return replace(loaded, preprocessing=from_json(description["preprocessing"]))
+
+
+def _with_weights(loaded: LoadedModel, weights: Path, description: Mapping[str, Any]) -> LoadedModel:
+    """A trained network has a classifier of its own, and all weights; any other those it needs."""
+    backend = backend_of(loaded.model)
+    trained = description.get("trained")
+    if trained is None:
+        backend.load_reached(loaded.model, weights)
+        return loaded
+    example = tuple(trained["example"]) if trained["example"] else example_for(loaded)
+    model = backend.with_classifier(loaded.model, example, len(description["classes"]))
+    backend.load_trained(model, weights)
+    return replace(loaded, model=model)
+
+
+def _load_run(reference: ModelReference, options: Options, device: str | None) -> LoadedModel:
+    """The network that `spile.train` made, whole."""
+    folder = saved.folder_of(reference.name)
+    if folder is None:
+        raise ModelError(f"{reference} holds no saved model (no {saved.DESCRIPTION})")
+    if options.weights is not None or not options.pretrained:
+        raise ModelError(
+            f"{reference} is a network with its weights: leave out "
+            f"{'pretrained=False (--from-scratch)' if options.weights is None else options.weights}, or name "
+            "the architecture"
+        )
+    description = saved.read_description(folder)
+    if description.get("trained") is None:
+        raise ModelError(
+            f"{reference} holds a network that was cut at the layer spile transfer chose, for spile predict. "
+            "Name the model that it was made with, or a run of spile train"
+        )
+    loaded = load_network(folder, description, device=device)
+    return replace(
+        loaded,
+        reference=str(reference),
+        preprocessing=resized(loaded.preprocessing, options, str(reference)),
+        classes=tuple(map(str, description["classes"])),
+        input_size=options.input_size or description.get("input_size"),
+    )
+
+
+def _of_library(reference: str) -> bool:
+    """Whether a reference names an architecture of a library; ``keras_hub:./FOLDER`` names files."""
+    parsed = parse(reference)
+    built_by_name = parsed.scheme != "keras_hub" or re.fullmatch(r"[\w.-]+", parsed.name) is not None
+    return parsed.scheme in _LIBRARIES and built_by_name
 
 
 def _is_keras(reference: ModelReference) -> bool:

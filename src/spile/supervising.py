@@ -3,17 +3,19 @@ stripped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from spile.backend import Supervised, backend_of
 from spile.errors import SupervisionError
-from spile.models import as_loaded, example_for
+from spile.models import LoadedModel, as_loaded, example_for
+from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike
 from spile.supervision.heads import HeadLike
 from spile.supervision.placement import automatic
 from spile.supervision.settings import MainOutput, Settings
-from spile.supervision.targets import Targets, Task
+from spile.supervision.targets import Target, Targets, Task, Teacher
 from spile.supervision.weights import CosineDecay, Weighting, weighting_of
 
 
@@ -66,7 +68,7 @@ def supervise(
         outputs=num_classes,
         addresses=automatic(backend.observe(loaded.model, given)) if taps == "auto" else taps,
         heads=head,
-        targets=targets,
+        targets=_with_teachers(targets, loaded),
         weighting=weighting_of(weight),
         task=task,
         main=main,
@@ -83,3 +85,50 @@ def _factor(gradient: float | str) -> float:
     if isinstance(gradient, bool) or not isinstance(gradient, int | float) or gradient < 0:
         raise SupervisionError(f"gradient={gradient!r}: write 'full', 'stop', or a factor such as 0.1")
     return float(gradient)
+
+
+def _with_teachers(targets: Any, student: LoadedModel) -> Any:
+    """The targets, with teachers that are named, or loaded with their preprocessing, as plain models.
+
+    A name is loaded once, and one teacher of several heads stays one.
+    """
+    by_name: dict[str, LoadedModel] = {}
+    made: dict[int, Teacher] = {}
+
+    def taught(teacher: Teacher) -> Teacher:
+        if id(teacher) not in made:
+            name = teacher.model if isinstance(teacher.model, str) else ""
+            loaded = by_name[name] if name in by_name else as_loaded(teacher.model)
+            if name:
+                by_name[name] = loaded
+            _check_same_inputs(loaded, student)
+            same = loaded.model is teacher.model
+            made[id(teacher)] = teacher if same else replace(teacher, model=loaded.model)
+        return made[id(teacher)]
+
+    def each(value: Any) -> Any:
+        if isinstance(value, Teacher):
+            return taught(value)
+        if isinstance(value, Target | str) or not isinstance(value, Iterable):
+            return value
+        if isinstance(value, Mapping):
+            return {name: each(one) for name, one in value.items()}
+        return [each(one) for one in value]
+
+    return each(targets)
+
+
+def _check_same_inputs(teacher: LoadedModel, student: LoadedModel) -> None:
+    """One batch goes to both: raise `SupervisionError` where the teacher would see wrong colours."""
+    ours, theirs = student.preprocessing, teacher.preprocessing
+    if not (isinstance(ours, ImagePreprocessing) and isinstance(theirs, ImagePreprocessing)):
+        return
+    names = ("channels", "channel_order", "scale", "mean", "std")
+    differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
+    if differing:
+        said = "; ".join(f"{name} {getattr(theirs, name)}, not {getattr(ours, name)}" for name in differing)
+        raise SupervisionError(
+            f"the teacher {teacher.reference} wants images prepared otherwise than the model ({said}), and "
+            "one batch goes to both: train with the teacher's, preprocessing=teacher.preprocessing of "
+            "spile.train, or give a module that converts the images first"
+        )

@@ -107,5 +107,23 @@ def test_weights_and_targets_by_name(given: list[str]) -> None:
         weighting_named("cosin:0.4")
     assert target_named("self-distill", given[0]) == SelfDistill()
     assert target_named("smoothed-labels", given[0]) == SmoothedLabels(samples=40)
-    with pytest.raises(SupervisionError, match=r"did you mean 'labels'.*spile.supervision.Teacher"):
+    with pytest.raises(SupervisionError, match=r"did you mean 'labels'.*teacher:run"):
         target_named("label", given[0])
+
+
+def test_a_run_is_used_and_taught_from(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`spile predict`, and the run in the place of a model: of transfer, of a teacher, to look at."""
+    data, run = given[0], str(tmp_path / "run")
+    spile("train", *given, "--epochs", "6", "--rate", "0.05")
+    assert f"spile predict {run} DATA" in capsys.readouterr().out
+    spile("predict", run, data, "--json")
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 40 and np.mean([row["label"] == i % 2 for i, row in enumerate(rows)]) > 0.7
+    spile("transfer", data, "-m", run, "-o", str(tmp_path / "moved"), "-l", "0", "-q", "--json")
+    assert json.loads(capsys.readouterr().out)["best"] == "0"
+    taught = ["--supervise", "0", "--head", "linear", "--targets", f"labels,teacher:{run}", "--epochs", "1"]
+    spile("train", data, "-m", given[2], "-o", str(tmp_path / "student"), "-q", *taught)
+    options = json.loads((tmp_path / "student" / "run.json").read_text())["training"]["options"]
+    assert f"model='{run}'" in options["supervise.targets"]

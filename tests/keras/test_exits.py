@@ -123,24 +123,37 @@ def test_thresholds_are_not_chosen_on_what_temperatures_were_fitted_on(
 
 
 def test_accuracy_is_kept_at_less_cost(exits: EarlyExits, data: Any) -> None:
+    """Beside the whole model, the model cut at its head, and a smaller one of its own."""
     assert exits.expected is not None
-    found = exits.measure(data[0][200:], data[1][200:], rounds=5)
-    whole = found.static[-1]
-    assert found.macs == pytest.approx(sum(s * c for s, c in zip(found.shares, exits.costs, strict=True)))
+    small = keras.Sequential([keras.Input((SIZE, SIZE, 1)), layers.Flatten(), layers.Dense(CLASSES)])
+    x, y = data[0][200:], data[1][200:]
+    found = exits.measure(x, y, static={"linear": small}, rounds=5)
+    assert [row.name for row in found.rows] == ["early exits", "ends at early", "full model", "linear"]
+    early, whole = found["early exits"], found["full model"]
+    assert early.macs == pytest.approx(sum(s * c for s, c in zip(found.shares, exits.costs, strict=True)))
     assert exits.expected.macs <= exits.costs[-1]
     assert sum(found.shares) == pytest.approx(1)
-    assert 0 < found.p50 <= found.p95
-    assert [round(each["macs"]) for each in found.static] == [
+    assert all(0 < row.p50 <= row.p95 for row in found.rows)
+    assert [round(row.macs) for row in found.rows[1:]] == [
         SIZE * SIZE * 9 * 8 + SIZE * SIZE * 8 * CLASSES,
         SIZE * SIZE * 9 * 8 * 9 + SIZE * SIZE * 8 * CLASSES,
+        SIZE * SIZE * CLASSES,
     ]
-    predicted = exits.logits(data[0][200:])[-1].argmax(-1)
-    assert whole["accuracy"] == pytest.approx((predicted == data[1][200:]).mean())
+    predicted = exits.logits(x)[-1].argmax(-1)
+    assert whole.accuracy == pytest.approx((predicted == y).mean())
+    own = ops.convert_to_numpy(ops.stop_gradient(small(x))).argmax(-1)
+    assert found["linear"].accuracy == pytest.approx((own == y).mean())
+
+
+def test_a_head_that_is_not_used_costs_nothing(supervised: Any, data: Any) -> None:
+    made = supervised.exits((data[0][120:200], data[1][120:200]), budget=1e12)
+    assert made.policy.thresholds[0] == np.inf
+    assert made.costs[-1] == made.static_costs[-1]
 
 
 def test_a_budget_of_macs(supervised: Any, data: Any) -> None:
     parts = data[0][120:200], data[1][120:200]
-    whole = supervised.exits(parts).costs
+    whole = supervised.exits(parts).static_costs
     budget = (whole[0] + whole[1]) / 2
     expected = supervised.exits(parts, budget=budget).expected
     assert expected.macs <= budget
@@ -152,6 +165,7 @@ def test_saved_and_loaded(exits: EarlyExits, data: Any, tmp_path: Path) -> None:
     exits.save(tmp_path / "exits.keras")
     again = keras.saving.load_model(tmp_path / "exits.keras")
     assert (again.policy, again.expected, again.costs) == (exits.policy, exits.expected, exits.costs)
+    assert (again.exit_names, again.static_costs) == (("early",), exits.static_costs)
     np.testing.assert_allclose(again.predict(data[0][:9]), exits.predict(data[0][:9]), rtol=1e-5, atol=1e-6)
 
 

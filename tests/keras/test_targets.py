@@ -155,8 +155,8 @@ def test_the_hint_of_self_distillation_compares_with_the_final_features(x: Any) 
     found = scalars(supervised, x)
     with spile.tap(supervised.base, {"own": "middle", "final": "pool"}, pool={"own": "avg"}) as tap:
         features = {name: numpy(value) for name, value in tap(x).items()}
-    kernel, bias = (numpy(w.value) for w in supervised._states.adapters["middle/final"].weights)
-    expected = ((features["own"] @ kernel + bias - features["final"]) ** 2).mean()
+    assert not supervised._states.adapters  # both are of one width
+    expected = ((features["own"] - features["final"]) ** 2).mean()
     assert found["middle/self_distill_hint"] == pytest.approx(expected, rel=1e-4)
     total = found["main/labels"] + found["middle/self_distill"] + 0.5 * found["middle/self_distill_hint"]
     assert found["loss"] == pytest.approx(total, rel=1e-5)
@@ -185,6 +185,24 @@ def test_teachers_teach_and_are_not_trained(x: Any) -> None:
     for old, new in zip(before, (*logits_of.variables, *looked_at.variables), strict=True):
         np.testing.assert_array_equal(old, numpy(new.value))
     assert [v.trainable for v in (*logits_of.variables, *looked_at.variables)] == flags
+
+
+def test_a_teacher_that_ends_with_a_softmax_teaches_its_logits(x: Any) -> None:
+    """As those of keras.applications do: taken for logits, probabilities would teach next to nothing."""
+    plain = network(1)
+    soft = keras.Model(plain.input, layers.Softmax()(plain.output))
+    found = [scalars(supervise(Teacher(model=each)), x)["middle/teacher_logits"] for each in (plain, soft)]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_teacher_by_reference(x: Any, tmp_path: Path) -> None:
+    network(1).save(tmp_path / "teacher.keras")
+    supervised = supervise(Teacher(model=str(tmp_path / "teacher.keras"), temperature=3.0))
+    head, teacher = logits(supervised, x)[1], numpy(network(1)(x))
+    expected = -(softmax(teacher / 3, -1) * log_softmax(head / 3, -1)).sum(-1).mean() * 9
+    assert scalars(supervised, x)["middle/teacher_logits"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(SupervisionError, match=r"the teacher is a int: a Keras model needs a keras\.Model"):
+        supervise(Teacher(model=3))
 
 
 def test_two_teachers_are_two(x: Any) -> None:
@@ -221,10 +239,11 @@ def test_every_target_in_one_compiled_model(x: Any, tmp_path: Path) -> None:
     soft = np.full((ROWS, CLASSES), 1 / CLASSES, "float32")
     y = {"labels": LABELS, "ids": np.arange(ROWS), "soft_labels": soft}
     history = supervised.fit(x, y, epochs=2, batch_size=6, verbose=0).history
-    assert all(np.isfinite(values).all() for values in history.values())
+    told = {name: values for name, values in history.items() if not name.endswith("/precision")}
+    assert all(np.isfinite(values).all() for values in told.values())  # precision: of no confident row
     assert history["middle/smoothed_labels"][0] == 0 < history["middle/smoothed_labels"][1]
     supervised.save(tmp_path / "s.keras")
     again = keras.saving.load_model(tmp_path / "s.keras")
     same = {"soft_labels": soft, "ids": np.arange(ROWS)}
     found, expected = scalars(again, x, **same), scalars(supervised, x, **same)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)

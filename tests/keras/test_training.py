@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 
 import spile
+from spile.data import open_source
 from spile.errors import ModelError, TrainingError
 from spile.keras.classifiers import set_classifier, with_classifier
 from spile.reporting.record import read_run
-from spile.supervision import Constant
+from spile.supervision import Constant, Labels, PseudoLabels
 
 
 def net(classes: int = 5, activation: str | None = "softmax") -> keras.Model:
@@ -57,6 +60,7 @@ def test_a_run_learns_and_leaves_a_report_with_curves(tmp_path: Path) -> None:
     assert found.epochs[-1]["train/accuracy"] > 0.6 and found.accuracy is not None
     x, _ = data()
     again = keras.saving.load_model(found.weights)
+    assert not again.compiled
     np.testing.assert_array_equal(values(again(x[:2])), values(found.model(x[:2])))
     assert tuple(found.model(x[:2]).shape) == (2, 3)
     assert set(found.epochs[-1]) >= {"train/first/weight", "train/first/accuracy", "test/first/accuracy"}
@@ -123,3 +127,99 @@ def test_a_classifier_is_replaced_and_set() -> None:
     coef, intercept = rng.normal(size=(8, 3)), rng.normal(size=3)
     set_classifier(made, x, coef, intercept)
     np.testing.assert_allclose(values(made(x)), values(features(x)) @ coef + intercept, atol=1e-4)
+
+
+def test_a_trained_model_is_a_model(tmp_path: Path) -> None:
+    """It predicts, it is exported, tapped, and trained further, without the code that made it."""
+    found, x = run(tmp_path / "run", supervise=None, epochs=3), data()[0]
+    assert found.problem == "" and found.weights == tmp_path / "run" / "model" / "network.keras"
+    clf = spile.load(found.path)
+    scores = keras.ops.convert_to_numpy(found.model(x))
+    assert clf.predict(x).tolist() == [found.classes[i] for i in scores.argmax(1)]
+    np.testing.assert_allclose(
+        clf.predict_proba(x), np.exp(scores) / np.exp(scores).sum(1)[:, None], atol=1e-5
+    )
+    made = clf.export(tmp_path / "exported", x)
+    assert made.verified[0].labels_identical
+    with spile.tap(str(found.path), "second") as tap, spile.tap(found.model, "second") as expected:
+        np.testing.assert_allclose(
+            *(keras.ops.convert_to_numpy(each(x[:3])["second"]) for each in (tap, expected)), atol=1e-6
+        )
+    again = run(tmp_path / "again", model=str(found.path), epochs=1, rate=1e-12)
+    assert again.accuracy == found.accuracy
+
+
+def test_the_probes_head_is_where_training_starts(tmp_path: Path) -> None:
+    """LP-FT: with a rate of next to nothing the accuracy is that of the probe, not that of chance."""
+    keras.utils.set_random_seed(0)
+    model = net(classes=3)
+    spile.transfer(model, data(), tmp_path / "probe", addresses=["second"], progress=False)
+    common = {"supervise": None, "rate": 1e-12, "optimizer": "sgd", "epochs": 1, "model": model}
+    started = run(tmp_path / "started", from_probe=tmp_path / "probe", **common)
+    unstarted = run(tmp_path / "unstarted", **common)
+    assert started.epochs[0]["test/loss"] < unstarted.epochs[0]["test/loss"] - 0.1
+    with pytest.raises(TrainingError, match="another model or other weights"):
+        model.get_layer("first").kernel.assign(model.get_layer("first").kernel * 2)
+        run(tmp_path / "other", from_probe=tmp_path / "probe", **common)
+
+
+def test_the_curves_of_every_head_arrive_at_the_loggers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    wanted = replace(HEADS, targets=[Labels(), PseudoLabels(threshold=0.4)])
+    found = run(tmp_path / "run", supervise=wanted, shots=4, loggers=["csv", "tensorboard"])
+    curves = events(tmp_path / "run" / "logs")
+    with (tmp_path / "run" / "logs" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "accuracy", "weight", "labels", "pseudo_labels", "coverage", "precision"):
+        key = f"train/first/{name}"
+        expected = [row[key] for row in found.epochs]
+        assert curves[f"epoch_{key}"] == pytest.approx(expected, rel=1e-5, nan_ok=True), key
+        assert [float(row[key]) for row in rows] == pytest.approx(expected, rel=1e-5, nan_ok=True), key
+    assert curves["epoch_test/first/accuracy"] == pytest.approx(
+        [r["test/first/accuracy"] for r in found.epochs]
+    )
+    assert "epoch_gradient/first/share/first" in curves
+
+
+def events(folder: Path) -> dict[str, list[float]]:
+    """The scalars of the event files, by tag, in order."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    found: dict[str, list[float]] = {}
+    for path in folder.rglob("events.out.*"):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # length, its checksum, the record, its checksum
+            length = int.from_bytes(content[at : at + 8], "little")
+            for value in Event.FromString(content[at + 12 : at + 12 + length]).summary.value:
+                number = np.frombuffer(value.tensor.tensor_content, "float32")
+                if number.size == 1:
+                    found.setdefault(value.tag, []).append(float(number[0]))
+            at += 16 + length
+    return found
+
+
+def test_what_no_row_tells_is_not_known(tmp_path: Path) -> None:
+    """All rows have a label, so that pseudo-labels cover none."""
+    wanted = replace(HEADS, targets=[Labels(), PseudoLabels(threshold=1.0)])
+    found = run(tmp_path / "run", supervise=wanted)
+    for row in found.epochs:
+        assert np.isnan(row["train/first/coverage"]) and row["train/first/pseudo_labels"] == 0
+        assert np.isfinite(row["train/first/accuracy"])
+    with (tmp_path / "run" / "logs" / "metrics.csv").open() as file:
+        assert [row["train/first/coverage"] for row in csv.DictReader(file)] == ["nan"] * len(found.epochs)
+    record = read_run(tmp_path / "run")
+    assert record.training is not None
+    assert "Pseudo-labels" not in {chart.title for chart in record.training.charts}
+
+
+def test_rows_without_a_known_label_measure_nothing(tmp_path: Path) -> None:
+    """Such as a test row of a class that no training row has."""
+    x, y = data()
+    splits = ["train"] * 40 + ["test"] * 20
+    given = {"epochs": 1, "batch_size": 12, "supervise": HEADS, "progress": False, "diagnose": False}
+    known = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "known", **given)
+    x, y = np.concatenate([x, x[:10]]), [*y, *["of another class"] * 10]
+    splits += ["test"] * 10
+    found = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "found", **given)
+    for name in ("test/loss", "test/accuracy", "test/first/loss"):
+        assert found.epochs[0][name] == pytest.approx(known.epochs[0][name], rel=1e-4)

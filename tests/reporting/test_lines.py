@@ -26,6 +26,14 @@ def test_every_line_is_drawn_and_named_with_its_last_value(width: int) -> None:
     assert xs == sorted(xs) and ys == sorted(ys, reverse=True)
 
 
+def test_ticks_that_lie_close_are_told_apart() -> None:
+    made = str(
+        draw(chart(lines=(Line(name="a", values=(23.12, 22.84)),), share=False), (1, 2), best=None, width=620)
+    )
+    ticks = re.findall(r'class="tick end"[^>]*>([\d.]+)<', made)
+    assert len(ticks) > 3 and len(set(ticks)) == len(ticks)
+
+
 def test_the_words_tell_where_lines_start_and_end() -> None:
     text = words.chart_words(chart())
     assert text.startswith("Line chart of accuracy over epochs: training 20.0")

@@ -173,4 +173,5 @@ def test_small_helpers() -> None:
     assert without_common_end(["a.b"]) == ["a.b"]
     assert spread_out([100.0, 101.0], 30) == [85.5, 115.5]
     assert spread_out([200.0, 100.0], 30) == [200.0, 100.0]
+    assert spread_out([7.0, 7.0, 7.0, 99.0], 15) == [-8.0, 7.0, 22.0, 99.0]
     assert thinned(10, every=3, keep=[4]) == [0, 4, 9]

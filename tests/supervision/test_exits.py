@@ -9,8 +9,11 @@ import pytest
 from scipy.special import softmax
 
 from spile.errors import SupervisionError
+from spile.supervision import exits
 from spile.supervision.exits import (
     ExitPolicy,
+    Way,
+    compared,
     confidences,
     fit_policy,
     fit_temperature,
@@ -93,3 +96,23 @@ def test_measuring_by_hand() -> None:
     policy = ExitPolicy(temperatures=(1.0, 1.0), thresholds=(0.9, 0.0))
     found = measure(logits, np.array([0, 0]), (1.0, 3.0), policy)
     assert (found.accuracy, found.macs, found.shares) == (0.5, 2.0, (0.5, 0.5))
+
+
+def test_ways_are_timed_in_turns_and_the_first_turn_only_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, seen = [0.0], []
+    monkeypatch.setattr(exits.time, "perf_counter", lambda: now[0])
+
+    def way(name: str, factor: float) -> Way:
+        def run(number: int) -> None:
+            seen.append((name, number))
+            now[0] += factor * (9.0 if len(seen) <= 2 else 0.001 * (1 + number))
+
+        return Way(accuracy=0.5, macs=7.0, run=run)
+
+    found = compared({"slow": way("slow", 2), "fast": way("fast", 1)}, shares=(1.0,), samples=3, rounds=6)
+    assert seen == [(name, row) for row in (0, 0, 1, 2, 0, 1, 2) for name in ("slow", "fast")]
+    times = [1.0, 2.0, 3.0] * 2
+    for name, factor in (("slow", 2), ("fast", 1)):
+        row = found[name]
+        assert row.p50 == pytest.approx(factor * np.quantile(times, 0.5))
+        assert row.p95 == pytest.approx(factor * np.quantile(times, 0.95))

@@ -138,6 +138,35 @@ def test_calibration_reaches_its_goal_on_samples_it_has_not_seen() -> None:
     assert right == pytest.approx(early.accuracy, abs=0.1)
 
 
+def test_a_smaller_model_stands_beside_the_exits() -> None:
+    """Trained on its own: what early exits must beat to be worth their trouble."""
+    model = trained()
+    exits = model.exits(data(200), accuracy=0.9)
+    small = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    small.append(nn.Linear(4, 4)).train()
+    images, labels = data(60)
+    state = {k: v.clone() for k, v in small.state_dict().items()}
+    found = exits.measure(images, labels, static={"one layer": small}, rounds=7)
+    assert [r.name for r in found.rows] == [
+        "early exits",
+        "ends at a",
+        "ends at b",
+        "full model",
+        "one layer",
+    ]
+    beside = found["one layer"]
+    assert beside.macs == 6 * 6 * 3 * 4 + 4 * 4 and 0 < beside.p50 <= beside.p95
+    with torch.no_grad():
+        right = (small.eval()(images).argmax(1).numpy() == labels).mean()
+    assert beside.accuracy == pytest.approx(right)
+    assert all(torch.equal(state[k], v) for k, v in small.state_dict().items())
+    early, out = found["early exits"], exits(images)
+    assert early.accuracy == pytest.approx((out.logits.argmax(1).numpy() == labels).mean())
+    costs = np.asarray(exits.costs)[out.exits.numpy()]
+    assert early.macs == pytest.approx(costs.mean())
+    assert found.samples == 60 and "one layer" in str(found)
+
+
 def test_temperatures_thresholds_and_report_have_samples_of_their_own(monkeypatch: Any) -> None:
     from spile.torch import calibrating
 
@@ -188,6 +217,9 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(ours.exits, theirs.exits)
     assert loaded.policy == exits.policy
     assert loaded.costs == exits.costs
+    assert loaded.report == exits.report
+    assert loaded.static_costs == exits.static_costs
+    assert loaded.measure(*data(20), rounds=2)["full model"].macs == model.macs
     with pytest.raises(ModelError, match="do not fit"):
         EarlyExits.load(tmp_path, model=nn.Sequential(Net().a, Net().b))
     content = json.loads((tmp_path / "exits.json").read_text())

@@ -183,9 +183,13 @@ def test_one_sample_alone_gets_the_logits_that_it_gets_in_a_batch(images: Tensor
 # --- checkpointing, accumulation, schedules -------------------------------------------------------
 
 
-def test_gradient_checkpointing_runs_a_head_once_and_gives_the_same_gradients(images: Tensor) -> None:
+@pytest.mark.parametrize("taps", [["a", "b"], ["a.0", "b.0"]], ids=["outside", "inside"])
+def test_gradient_checkpointing_runs_a_head_once_and_gives_the_same_gradients(
+    images: Tensor, taps: list[str]
+) -> None:
+    """Inside of what is checkpointed a layer runs a second time, when gradients are computed."""
     model = Net()
-    supervised = make(model)
+    supervised = make(model, taps=taps)
     runs: list[str] = []
     for name, head in supervised.heads.items():
         head.output.register_forward_hook(lambda *_, name=name: runs.append(name))
@@ -194,7 +198,7 @@ def test_gradient_checkpointing_runs_a_head_once_and_gives_the_same_gradients(im
         runs.clear()
         loss = supervised.loss(supervised(images), LABELS, progress=0.0)
         found.append(gradients(loss.total, supervised))
-        assert runs == ["a", "b"]
+        assert runs == taps
     for plain, checkpointed in zip(*found, strict=True):
         torch.testing.assert_close(plain, checkpointed, rtol=0, atol=0)
 

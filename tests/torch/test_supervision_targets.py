@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch.nn import functional
 
 import spile
 from spile.errors import SupervisionError
+from spile.models import LoadedModel
+from spile.preprocessing import ImagePreprocessing
 from spile.supervision import (
     Aggregated,
     Constant,
@@ -48,9 +51,10 @@ def images() -> Tensor:
 
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, -1])
+PREPARED = ImagePreprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def make(model: nn.Module | None = None, **options: Any) -> Supervised:
+def make(model: Any = None, **options: Any) -> Supervised:
     given: dict[str, Any] = {"example": (2, 3, 8, 8), "num_classes": 5, "taps": ["a"]} | options
     return spile.supervise(model if model is not None else Net(), **given)  # type: ignore[return-value]
 
@@ -308,10 +312,44 @@ def test_teachers_that_do_not_fit() -> None:
         make(targets=Teacher(model=Net(), at="fc", kind="hint"))
     with pytest.raises(SupervisionError, match="'main' is no layer"):
         make(targets={"main": Teacher(model=Net(), at="b", kind="hint")})
-    with pytest.raises(SupervisionError, match="the teacher is a str"):
-        make(targets=Teacher(model="resnet"))
+    with pytest.raises(SupervisionError, match="the teacher is a int"):
+        make(targets=Teacher(model=3))
     with pytest.raises(SupervisionError, match="has no address for 'a'"):
         make(targets=Teacher(model=Net(), at={"b": "b"}, kind="hint"))
+
+
+def test_a_teacher_by_reference_is_loaded_once(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from spile import supervising
+
+    loaded: list[Any] = []
+    load = supervising.as_loaded
+
+    def counted(model: Any) -> Any:
+        loaded.append(model)
+        if model != "timm:wide":
+            return load(model)
+        return LoadedModel(Net(width=24).eval(), "timm:wide", PREPARED, None, None)
+
+    monkeypatch.setattr(supervising, "as_loaded", counted)
+    named = Teacher(model="timm:wide", at="b", kind="hint")
+    targets = {"a": [named, Teacher(model="timm:wide")], "b": [named]}
+    supervised = make(taps=["a", "b"], targets=targets)
+    assert loaded.count("timm:wide") == 1
+    teachers = {id(r.__dict__["_teacher"].model) for r in supervised.terms.references}  # type: ignore[union-attr]
+    assert len(supervised.terms.references) == 2 and len(teachers) == 1
+    assert all(term.isfinite() for term in terms(supervised, images).values())
+
+
+def test_a_teacher_that_wants_other_colours_is_refused() -> None:
+    student = LoadedModel(Net(), "timm:narrow", PREPARED, None, None)
+    other = replace(PREPARED, mean=(0.1, 0.2, 0.3))
+    teacher = LoadedModel(Net(), "timm:wide", other, None, None)
+    with pytest.raises(
+        SupervisionError, match=r"teacher timm:wide wants.*mean \(0\.1, 0\.2, 0\.3\), not \(0\.5"
+    ):
+        make(student, targets=Teacher(model=teacher))
+    larger = LoadedModel(Net(), "timm:wide", replace(PREPARED, crop=(64, 64)), None, None)
+    make(student, targets=Teacher(model=larger))
 
 
 def test_a_compiled_model_with_every_reference(images: Tensor) -> None:

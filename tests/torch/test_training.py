@@ -17,7 +17,7 @@ from torch import nn
 import spile
 from spile.errors import ModelError, TrainingError
 from spile.reporting.record import read_run
-from spile.supervision import Constant, Labels, PseudoLabels, SelfDistill, SmoothedLabels
+from spile.supervision import Constant, Labels, PseudoLabels, SelfDistill, SmoothedLabels, Teacher
 from spile.training.building import build
 from spile.training.running import fit
 
@@ -237,3 +237,86 @@ def test_a_probe_of_other_weights_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(1)
     with pytest.raises(TrainingError, match="another model or other weights"):
         run(tmp_path, model=net(classes=3).eval(), from_probe=tmp_path / "probe", supervise=None)
+
+
+def test_jacobian_aggregation_end_to_end(tmp_path: Path) -> None:
+    """TorchJD fills the gradients; steps, rates, diagnosis and resuming go on as ever."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    wanted = replace(HEADS, weight=spile.supervision.Aggregated(aggregation.UPGrad()))
+    found = run(tmp_path, supervise=wanted, epochs=8)
+    assert found.accuracy is not None and found.accuracy > 0.6
+    first, last = found.epochs[0], found.epochs[-1]
+    assert last["train/0/loss"] < first["train/0/loss"] and last["train/1/loss"] < first["train/1/loss"]
+    assert last["rate"] < 0.05 * first["rate"] < 0.05 * 2e-2  # a step of the optimiser is a step of the rate
+    assert last["gradient/0.0/gradient_norm"] > 0
+    resumed = run(tmp_path, supervise=wanted, epochs=8, resume=True)
+    assert weights(resumed.model) == weights(found.model)
+    with pytest.raises(TrainingError, match="accumulate= does not go with weight=Aggregated"):
+        run(tmp_path, "a", supervise=wanted, accumulate=2)
+    with pytest.raises(TrainingError, match="precision='float16' does not go with weight=Aggregated"):
+        run(tmp_path, "b", supervise=wanted, precision="float16")
+
+
+def test_the_mean_of_losses_by_torchjd_is_the_mean_of_losses(tmp_path: Path) -> None:
+    """Training by an aggregator that sums is training on the sum."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    common: dict[str, Any] = {"model": lambda: net(0.0), "optimizer": "sgd", "diagnose": False, "epochs": 2}
+    summed = replace(HEADS, weight=spile.supervision.Aggregated(aggregation.Sum()))
+    plain = run(tmp_path, "plain", supervise=replace(HEADS, weight=2.0), **common)
+    found = run(tmp_path, "summed", supervise=summed, **common)
+    assert weights(found.model) == pytest.approx(weights(plain.model), abs=1e-4)
+
+
+def test_the_curves_of_every_head_arrive_at_the_loggers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    wanted = replace(HEADS, targets=[Labels(), PseudoLabels(threshold=0.4)])
+    found = run(tmp_path, supervise=wanted, shots=4, loggers=["csv", "tensorboard"])
+    curves = events(tmp_path / "run" / "logs")
+    with next((tmp_path / "run" / "logs").rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("loss", "accuracy", "weight", "labels", "pseudo_labels", "coverage", "precision"):
+        for head in ("0", "1"):
+            key = f"train/{head}/{name}"
+            expected = [row[key] for row in found.epochs]
+            assert curves[key] == pytest.approx(expected, rel=1e-5, nan_ok=True), key
+            assert [float(row[key]) for row in rows] == pytest.approx(expected, rel=1e-5, nan_ok=True), key
+    assert curves["test/0/accuracy"] == pytest.approx([row["test/0/accuracy"] for row in found.epochs])
+    assert "gradient/0.0/share/0" in curves
+
+
+def events(folder: Path) -> dict[str, list[float]]:
+    """The scalars of an event file, by tag, in order."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    found: dict[str, list[float]] = {}
+    for path in folder.rglob("events.out.*"):
+        content, at = path.read_bytes(), 0
+        while at < len(content):  # length, its checksum, the record, its checksum
+            length = int.from_bytes(content[at : at + 8], "little")
+            for value in Event.FromString(content[at + 12 : at + 12 + length]).summary.value:
+                found.setdefault(value.tag, []).append(value.simple_value)
+            at += 16 + length
+    return found
+
+
+def test_what_no_row_tells_is_not_known(tmp_path: Path) -> None:
+    """All rows have a label, so that pseudo-labels cover none."""
+    wanted = replace(HEADS, targets=[Labels(), PseudoLabels(threshold=1.0)])
+    found = run(tmp_path, supervise=wanted, epochs=2, loggers=["csv"])
+    assert all(
+        np.isnan(row["train/0/coverage"]) and row["train/0/pseudo_labels"] == 0 for row in found.epochs
+    )
+    record = read_run(tmp_path / "run")
+    assert record.training is not None
+    assert "Pseudo-labels" not in {chart.title for chart in record.training.charts}
+    html = found.report.read_text()
+    assert ">nan" not in html and "nan\u202f%" not in html
+
+
+def test_a_teacher_by_the_folder_of_its_run(tmp_path: Path) -> None:
+    teacher = run(tmp_path, "teacher", supervise=None, epochs=6)
+    wanted = replace(HEADS, targets=[Labels(), Teacher(model=str(teacher.path))])
+    found = run(tmp_path, "student", supervise=wanted)
+    assert found.epochs[-1]["train/0/teacher_logits"] > 0
+    options = json.loads((tmp_path / "student" / "recipe.json").read_text())
+    assert str(teacher.path) in options["supervise.targets"]

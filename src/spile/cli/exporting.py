@@ -14,7 +14,7 @@ from spile.cli.showing import show, table_of
 
 def export(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="What spile transfer wrote: run or run/model.")
+        Path, typer.Argument(metavar="MODEL", help="A folder that spile transfer or spile train wrote.")
     ],
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("exported"),

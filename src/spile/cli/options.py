@@ -78,7 +78,7 @@ ModelName = Annotated[
         "--model",
         "-m",
         help="timm:NAME, torchvision:NAME, hf:NAME, keras:NAME, keras_hub:PRESET, FILE.py:FACTORY, "
-        "FILE.keras, FILE.pt2, demo:NAME.",
+        "FILE.keras, FILE.pt2, demo:NAME, or a folder that spile train wrote.",
     ),
 ]
 Data = Annotated[

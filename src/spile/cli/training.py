@@ -52,7 +52,7 @@ class MixedPrecision(StrEnum):
     float16 = "float16"
 
 
-TARGETS = ("labels", "pseudo-labels", "self-distill", "smoothed-labels")
+TARGETS = ("labels", "pseudo-labels", "self-distill", "smoothed-labels", "teacher:MODEL")
 WEIGHTS = ("constant", "linear", "cosine", "ramp", "uncertainty")
 _SEEDS = 5
 
@@ -178,7 +178,9 @@ def _compare(
 def _row(number: int, epoch: dict[str, float]) -> dict[str, Any]:
     named = {"train loss": "train/loss", "train": "train/accuracy", "seconds": "seconds"}
     named |= {"validation": "validation/accuracy", "test": "test/accuracy"}
-    return {"epoch": number, **{shown: epoch.get(name) for shown, name in named.items()}}
+    from spile.training.record import known
+
+    return {"epoch": number, **{shown: known(epoch, name) for shown, name in named.items()}}
 
 
 def _supervision(
@@ -201,8 +203,10 @@ def _supervision(
 def target_named(name: str, data: str) -> Target:
     """A target by its name. Raises `SupervisionError` for another."""
     from spile.data import Source, open_source
-    from spile.supervision import Labels, PseudoLabels, SelfDistill, SmoothedLabels
+    from spile.supervision import Labels, PseudoLabels, SelfDistill, SmoothedLabels, Teacher
 
+    if name.startswith("teacher:") and name != "teacher:":
+        return Teacher(model=name.removeprefix("teacher:"))
     match name:
         case "labels":
             return Labels()
@@ -215,8 +219,8 @@ def target_named(name: str, data: str) -> Target:
             return SmoothedLabels(samples=len(source.records) if isinstance(source, Source) else 1)
     near = nearest(name, TARGETS, n=1)[0]
     raise SupervisionError(
-        f"--targets {name!r}: did you mean {near!r}? Allowed: {', '.join(TARGETS)}; a teacher is given in "
-        "Python, spile.supervision.Teacher"
+        f"--targets {name!r}: did you mean {near!r}? Allowed: {', '.join(TARGETS)}, e.g. "
+        "teacher:timm:resnet50 or the folder of a run, teacher:run"
     )
 
 

@@ -123,7 +123,7 @@ def transfer(
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="What spile transfer wrote: run or run/model.")
+        Path, typer.Argument(metavar="MODEL", help="A folder that spile transfer or spile train wrote.")
     ],
     data: Data,
     device: Device = None,

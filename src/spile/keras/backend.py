@@ -12,7 +12,7 @@ import keras
 from spile.backend import Engine, EngineName, Mode, Precision
 from spile.fitting import Fitted, Job
 from spile.keras.classifiers import set_classifier, with_classifier
-from spile.keras.deploying import save_reached
+from spile.keras.deploying import save_reached, save_trained
 from spile.keras.engines import engine_for, model_inputs
 from spile.keras.exporting import export_tap as export
 from spile.keras.observing import observe
@@ -32,6 +32,7 @@ __all__ = [
     "export",
     "fit",
     "load_reached",
+    "load_trained",
     "observe",
     "open_whole",
     "save_reached",
@@ -81,11 +82,9 @@ def fit(job: Job) -> Fitted:
     return training.fit(job)
 
 
-def save_trained(model: Any, folder: Path) -> Path:
-    """Save the model as ``model.keras``."""
-    path = folder / "model.keras"
-    model.save(path)
-    return path
+def load_trained(model: Any, path: Path) -> None:
+    """Put all weights of another model of the same architecture into this one."""
+    load_weights(model, path)
 
 
 def load_reached(model: Any, path: Path) -> None:

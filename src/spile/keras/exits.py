@@ -8,8 +8,7 @@ exits.save("exits.keras")
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Self
 
@@ -24,16 +23,15 @@ from spile.keras.certificates import twin_of
 from spile.keras.features import plain_output
 from spile.keras.heads import PACKAGE, Head
 from spile.keras.names import is_graph
-from spile.keras.observing import stateless
+from spile.keras.observing import observe, stateless
 from spile.keras.plans import Plan
 from spile.keras.runtime import runtime
 from spile.keras.trees import declared_inputs
 from spile.supervision import exits as policies
-from spile.supervision.exits import ExitPolicy, ExitReport
+from spile.supervision.exits import EARLY, WHOLE, ExitComparison, ExitPolicy, ExitReport, Way, compared
 from spile.supervision.operations import macs
 
 Array = np.ndarray[Any, Any]
-_ROUNDS = 20
 _CHECKED = 8
 
 
@@ -44,18 +42,6 @@ class Exited(NamedTuple):
     """Of the exit that the sample took."""
     exits: Array
     """Which one, from 0, the shallowest."""
-
-
-class Measured(NamedTuple):
-    """What `EarlyExits.measure` found. Latencies in milliseconds for one sample, the rest per sample."""
-
-    accuracy: float
-    macs: float
-    shares: tuple[float, ...]
-    p50: float
-    p95: float
-    static: tuple[dict[str, float], ...]
-    """The model cut at each exit, the whole model last: ``accuracy``, ``macs``, ``p50``, ``p95``."""
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -74,12 +60,15 @@ class EarlyExits(keras.Model):
         costs: Sequence[float],
         static_costs: Sequence[float],
         gives: str,
+        names: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)
         self.segments = list(segments)
         """From the input to the first head, from there to the next, and so on to the model's output."""
         self.exit_heads = list(heads)
+        self.exit_names = tuple(names)
+        """The layers where samples may leave, the last exit apart."""
         self.policy = policy
         self.costs = tuple(float(cost) for cost in costs)
         """Multiply-accumulates a sample to leave at each exit, the heads before it included."""
@@ -127,42 +116,40 @@ class EarlyExits(keras.Model):
             every.append(np.stack(found))
         return np.concatenate(every, axis=1)
 
-    def measure(self, inputs: Any, labels: Any, *, rounds: int = _ROUNDS) -> Measured:
-        """On samples of your own, which neither temperatures nor thresholds have seen.
+    def measure(
+        self,
+        inputs: Any,
+        labels: Any,
+        *,
+        static: Mapping[str, keras.Model] | None = None,
+        rounds: int = policies.ROUNDS,
+    ) -> ExitComparison:
+        """Accuracy, MACs and latency on samples of your own, which calibration must not have seen.
 
-        Latencies are those of single samples, the ways one after the other in each of `rounds` rounds.
+        Beside the early exits stand the full model, the model that ends at each head, and the `static` ones:
+        smaller models that you trained on their own, by name. Latencies are of single samples, all ways one
+        after the other in each of `rounds` rounds.
         """
-        labels = np.asarray(labels).ravel()
+        inputs, labels = np.asarray(inputs), np.asarray(labels).ravel()
         logits = self.logits(inputs)
         report = policies.measure(logits, labels, self.costs, self.policy)
-        last = len(self.segments) - 1
-        alone = [_only(exit, last, self.policy) for exit in range(last + 1)]
-        times = self._times(inputs, [self.policy, *alone], rounds)
-        p50, p95 = np.percentile(times, (50, 95), axis=1)
-        static = [
-            {
-                "accuracy": float((logits[exit].argmax(-1) == labels).mean()),
-                "macs": self.static_costs[exit],
-                "p50": float(p50[exit + 1]),
-                "p95": float(p95[exit + 1]),
-            }
-            for exit in range(last + 1)
-        ]
-        return Measured(
-            report.accuracy, report.macs, report.shares, float(p50[0]), float(p95[0]), tuple(static)
-        )
 
-    def _times(self, inputs: Any, ways: Sequence[ExitPolicy], rounds: int) -> Array:
-        """Milliseconds (ways, rounds)."""
-        found = np.zeros((len(ways), rounds))
-        for turn in range(-1, rounds):  # the first one warms up
-            x = inputs[turn % len(inputs)][None]
-            for way, policy in enumerate(ways):
-                start = time.perf_counter()
-                self._batch(x, policy)
-                if turn >= 0:
-                    found[way, turn] = 1000 * (time.perf_counter() - start)
-        return found
+        def way(of: EarlyExits, policy: ExitPolicy, accuracy: float, macs: float) -> Way:
+            def run(number: int) -> object:
+                return of._batch(inputs[number : number + 1], policy)
+
+            return Way(accuracy=accuracy, macs=macs, run=run)
+
+        ways = {EARLY: way(self, self.policy, report.accuracy, report.macs)}
+        last = len(self.segments) - 1
+        for exit, name in enumerate([*(f"ends at {name}" for name in self.exit_names), WHOLE]):
+            right = float((logits[exit].argmax(-1) == labels).mean())
+            ways[name] = way(self, _only(exit, last, self.policy), right, self.static_costs[exit])
+        for name, model in (static or {}).items():
+            alone = _alone(model, inputs)
+            right = float((alone.predict(inputs).argmax(-1) == labels).mean())
+            ways[name] = way(alone, alone.policy, right, alone.costs[0])
+        return compared(ways, shares=report.shares, samples=len(labels), rounds=rounds)
 
     def _batch(self, x: Any, policy: ExitPolicy) -> tuple[Array, Array]:
         rows = np.arange(len(x))
@@ -229,6 +216,7 @@ class EarlyExits(keras.Model):
             "costs": list(self.costs),
             "static_costs": list(self.static_costs),
             "gives": self._gives,
+            "names": list(self.exit_names),
             "expected": None if self.expected is None else asdict(self.expected),
         }
 
@@ -247,6 +235,7 @@ class EarlyExits(keras.Model):
                 costs=config["costs"],
                 static_costs=config["static_costs"],
                 gives=config["gives"],
+                names=config["names"],
                 name=config["name"],
             )
         if config["expected"] is not None:
@@ -284,6 +273,7 @@ def make_exits(
         costs=[cost + heads for cost, heads in zip(static, np.cumsum(own), strict=True)],
         static_costs=[cost + head for cost, head in zip(static, own, strict=True)],
         gives=plan.gives,
+        names=plan.names,
         name=f"exits_{supervised.base.name}",
     )
     _check(made, supervised, inputs[:_CHECKED])
@@ -295,6 +285,10 @@ def make_exits(
     made.policy = policies.fit_policy(
         held, labels[second], made.costs, temperatures=temperatures, accuracy=accuracy, budget=budget
     )
+    used = [
+        share * (threshold < np.inf) for share, threshold in zip(own, made.policy.thresholds, strict=True)
+    ]
+    made.costs = tuple(float(cost + heads) for cost, heads in zip(static, np.cumsum(used), strict=True))
     made.expected = policies.measure(held, labels[second], made.costs, made.policy)
     return made
 
@@ -350,6 +344,13 @@ def _check(made: EarlyExits, supervised: Any, inputs: Array) -> None:
 def _head_macs(head: keras.Layer, plan: Plan, name: str) -> int:
     """Of spile's own heads; a user's head counts nothing."""
     return macs(head.operations, plan.features(name)) if isinstance(head, Head) else 0
+
+
+def _alone(model: keras.Model, inputs: Array) -> EarlyExits:
+    """A model of its own, run as the parts of an early-exit model are."""
+    macs = float(observe(model, inputs[:2]).root.macs)
+    policy = ExitPolicy(temperatures=(1.0,), thresholds=(0.0,))
+    return EarlyExits([model], [], policy=policy, costs=[macs], static_costs=[macs], gives="logits")
 
 
 def _only(exit: int, last: int, policy: ExitPolicy) -> ExitPolicy:

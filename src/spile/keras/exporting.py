@@ -30,14 +30,22 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
     if dry:
         _rebuild(network)
         return Exported(FILE, (), ())
-    _save(network, folder / FILE)
-    if getattr(network, "compiled", False):
-        # The optimizer and the losses were saved too; the model that is read back has none.
-        _save(_read(folder / FILE, network), folder / FILE)
+    save_model(network, folder / FILE)
     addresses, pools = zip(*((point.address, str(point.pool)) for point in tap.points), strict=True)
     exported = Exported(FILE, addresses, pools)
     _compare(tap, _read(folder / FILE, network), exported, example)
     return exported
+
+
+def save_model(network: keras.Model, path: Path) -> None:
+    """Save a model without optimizer and losses. Raises `ModelError` where Keras cannot, or not read it back.
+
+    What cannot be read back is written all the same.
+    """
+    _save(network, path)
+    if getattr(network, "compiled", False):
+        # The optimizer and the losses were saved too; the model that is read back has none.
+        _save(_read(path, network), path)
 
 
 def _rebuild(network: keras.Model) -> None:

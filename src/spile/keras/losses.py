@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from spile.errors import SupervisionError
+from spile.keras.pooling import averaged
 from spile.supervision.targets import Task
 
 TINY = 1e-30
@@ -26,6 +27,11 @@ def mean(values: Any, weights: Any) -> Any:
     """Of the values with a weight above 0, each times it; 0 where there are none. Shapes (...) alike."""
     counted = float32(weights > 0)
     return ops.sum(ops.where(weights > 0, values * weights, 0.0)) / ops.maximum(ops.sum(counted), 1.0)
+
+
+def share(part: Any, whole: Any) -> Any:
+    """`part` of `whole`; NaN, not known, where that is 0."""
+    return ops.where(whole > 0, part / ops.where(whole > 0, whole, 1.0), float("nan"))
 
 
 def logits_of(output: Any, gives: str) -> Any:
@@ -144,9 +150,12 @@ def _looks(features: Any) -> Any:
     return energy / ops.sqrt(ops.maximum(ops.sum(ops.square(energy), axis=-1, keepdims=True), TINY))
 
 
-def resized(x: Any, like: Any) -> Any:
-    """A channels-last map at the height and width of another, bilinear."""
-    size = tuple(like.shape[1:3])
-    if tuple(x.shape[1:3]) == size:
-        return x
-    return ops.image.resize(x, size, interpolation="bilinear", antialias=True, data_format="channels_last")
+def one_size(student: Any, teacher: Any) -> tuple[Any, Any]:
+    """Channels-last maps at the smaller of both sizes, by average pooling."""
+    for axis in (1, 2):
+        ours, theirs = student.shape[axis], teacher.shape[axis]
+        if ours != theirs and ours > theirs:
+            student = averaged(student, axis, theirs)
+        elif ours != theirs:
+            teacher = averaged(teacher, axis, ours)
+    return student, teacher

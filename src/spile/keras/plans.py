@@ -25,7 +25,7 @@ from spile.supervision.heads import HeadSpec, check_size, heads_of
 from spile.supervision.operations import Features, Operation, parameters
 from spile.supervision.placement import final_features
 from spile.supervision.settings import MainOutput, Settings
-from spile.supervision.targets import SelfDistill, Target, Task, checked_task, targets_of
+from spile.supervision.targets import SelfDistill, Target, Task, Teacher, checked_task, targets_of
 from spile.supervision.weights import Aggregated, Weighting
 
 Gives = Literal["logits", "softmax", "sigmoid"]
@@ -50,6 +50,14 @@ class Plan:
     gradient: float
     example: Any
     """The shapes of the inputs, nested as they are."""
+    taught: tuple[Gives, ...] = ()
+    """What the outputs of the teachers hold, in their order."""
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """Those of all heads, each once: a teacher is equal to itself alone."""
+        every = (target for each in self.targets.values() for target in each)
+        return tuple(dict.fromkeys(target for target in every if isinstance(target, Teacher)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +97,7 @@ def planned(model: keras.Model, settings: Settings) -> tuple[Plan, dict[str, ker
         gradient=settings.gradient,
         example=_shapes(inputs_of(model, settings.example)),
     )
+    plan = replace(plan, taught=tuple(_taught(teacher, settings) for teacher in plan.teachers))
     return plan, _heads(model, plan, settings, observation)
 
 
@@ -196,6 +205,17 @@ def _gives(model: keras.Model, observation: Observation, settings: Settings) -> 
             f"task={other!r}? Else end the model with logits, or say where they are, main=..."
         )
     return gives
+
+
+def _taught(teacher: Teacher, settings: Settings) -> Gives:
+    """What a teacher's output holds. Raises `SupervisionError` for one that is no Keras model."""
+    if not isinstance(teacher.model, keras.Model):
+        raise SupervisionError(
+            f"the teacher is a {type(teacher.model).__name__}: a Keras model needs a keras.Model"
+        )
+    if teacher.kind != "logits":
+        return "logits"
+    return _gives(teacher.model, observe(teacher.model, settings.example), settings)
 
 
 def _by_layer(model: keras.Model, observation: Observation, main: MainOutput) -> Gives | None:

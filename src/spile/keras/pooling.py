@@ -70,11 +70,11 @@ def _pool_map(x: Any, pool: Pool) -> Any:
         p = pool.size or 3.0
         return ops.power(ops.mean(ops.power(ops.maximum(x, _GEM_FLOOR), p), axis=space), 1 / p)
     for axis in space:
-        x = _cells(x, axis, int(pool.size or 1))
+        x = averaged(x, axis, int(pool.size or 1))
     return ops.reshape(x, (ops.shape(x)[0], -1))
 
 
-def _cells(x: Any, axis: int, cells: int) -> Any:
+def averaged(x: Any, axis: int, cells: int) -> Any:
     """Adaptive average pooling along an axis: cell i covers floor(i n / cells) to ceil((i + 1) n / cells)."""
     size = int(x.shape[axis])
     index = (slice(None),) * axis

@@ -28,10 +28,11 @@ from spile.keras.plans import Plan, decoded, encoded, picked, planned
 from spile.keras.runtime import runtime
 from spile.keras.schedules import Progress, ProgressCallback, Table
 from spile.keras.targets import Batch, Stat, TargetStates
+from spile.keras.tracking import Known, logged
 from spile.keras.trees import spread, tensor_of, transform
 from spile.resolution import Point
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
-from spile.supervision.targets import MAIN, PseudoLabels, SelfDistill, term_names
+from spile.supervision.targets import MAIN, SelfDistill, term_names
 from spile.supervision.weights import Schedule, checked
 
 _Y = ("labels", "ids", "soft_labels")
@@ -84,7 +85,7 @@ class Supervised(keras.Model):
             self.log_variances = self.add_weight(
                 shape=(1 + len(heads),), initializer="zeros", name="log_variances", dtype="float32"
             )
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in _logged(plan)}
+        self._trackers = {name: Known(name=name) for name in logged(plan)}
         self.built = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -201,6 +202,8 @@ class Supervised(keras.Model):
             soft_labels=y["soft_labels"],
             ids=y["ids"],
         )
+        if training:
+            self._states.lead(batch)
         terms, stats, sums = self._by_head(batch)
         weights, parts = self._weights(list(sums.values()), progress)
         rows = ops.cast(ops.shape(output.main)[0], "float32")
@@ -231,8 +234,8 @@ class Supervised(keras.Model):
             sums[name] = sum(parts)
             if batch.labels is not None and plan.task != "regression":
                 labels, known = batch.labels[name]
-                right = losses.hits(logits, labels, plan.task)
-                stats[f"{name}/accuracy"] = Stat(losses.mean(right, known), ops.sum(known))
+                right, count = losses.hits(logits, labels, plan.task), ops.sum(known)
+                stats[f"{name}/accuracy"] = Stat(losses.share(ops.sum(right * known), count), count)
         return terms, stats, sums
 
     def _weights(self, sums: list[Any], progress: Any) -> tuple[list[Any], list[Any]]:
@@ -382,19 +385,3 @@ def _parts(y: Any) -> dict[str, Any]:
     if unknown:
         raise SupervisionError(f"y has {', '.join(sorted(unknown))}: as a dict it holds {', '.join(_Y)}")
     return {name: y.get(name) for name in _Y}
-
-
-def _logged(plan: Plan) -> list[str]:
-    """Names of what is logged, in order."""
-    found = []
-    for name in (MAIN, *plan.names):
-        targets = plan.targets[name]
-        found.append(f"{name}/loss")
-        for term, target in zip(term_names(targets), targets, strict=True):
-            found.append(f"{name}/{term}")
-            found += [f"{name}/{term}_hint"] if isinstance(target, SelfDistill) and target.hint else []
-        if any(isinstance(target, PseudoLabels) for target in targets):
-            found += [f"{name}/coverage", f"{name}/precision"]
-        found += [f"{name}/accuracy"] if plan.task != "regression" else []
-        found += [f"{name}/weight"] if name != MAIN else []
-    return found

@@ -20,7 +20,7 @@ from spile.keras.pooling import pooled
 from spile.keras.shadows import Shadow
 from spile.keras.taps import Tap
 from spile.keras.trees import Inputs
-from spile.supervision.operations import Features
+from spile.supervision.operations import Conv, Dense, Features
 from spile.supervision.targets import (
     MAIN,
     Labels,
@@ -33,7 +33,7 @@ from spile.supervision.targets import (
 
 
 class Stat(NamedTuple):
-    """A share, and of how many."""
+    """A share, and of how many; NaN, not known, of none."""
 
     value: Any
     count: Any
@@ -140,7 +140,7 @@ class TargetStates(keras.Layer):
             _key(t): AdaptiveThreshold(plan.outputs) for t in pseudo if t.threshold == "adaptive"
         }
         self.moving = {_ema(t): Shadow(base) for t in pseudo if t.source == "ema"}
-        self._teachers = [t for t in _unique(every) if isinstance(t, Teacher)]
+        self._teachers = list(plan.teachers)
         self.teachers = [Shadow(t.model) for t in self._teachers]
         self._taps = [self._tap(t) for t in self._teachers]
         self.adapters: dict[str, keras.Layer] = {}
@@ -192,13 +192,15 @@ class TargetStates(keras.Layer):
             elif own.kind == "vector":
                 raise SupervisionError(f"{name!r} gives vectors, which have no attention: use kind='hint'")
         if isinstance(target, SelfDistill) and target.hint:
-            final = self._plan.final and Features.of(self._plan.final)
-            if not isinstance(head, Head) or final is None:
+            final = None if self._plan.final is None else Features.of(self._plan.final)
+            last = head.operations[-1] if isinstance(head, Head) else None
+            if not isinstance(last, Conv | Dense) or final is None:
                 raise SupervisionError(
                     f"SelfDistill(hint=...) compares features of spile's own heads, and {name!r} has "
                     "another: use hint=0"
                 )
-            self._project(f"{name}/final", head.operations[-1].inputs, final.channels)  # type: ignore[union-attr]
+            if last.inputs != final.channels:
+                self._project(f"{name}/final", last.inputs, final.channels)
 
     def _project(self, key: str, inputs: int, outputs: int) -> None:
         self.adapters[key] = keras.layers.Dense(outputs, dtype="float32")
@@ -216,7 +218,8 @@ class TargetStates(keras.Layer):
             zip(self._teachers, self.teachers, self._taps, strict=True)
         ):
             if tap is None:
-                found[f"teacher/{index}"] = losses.float32(picked(shadow.run(inputs), plan.main))
+                output = picked(shadow.run(inputs), plan.main)
+                found[f"teacher/{index}"] = losses.logits_of(output, plan.taught[index])
                 continue
             seen = tap.run(inputs, shadow.state)
             for name in plan.names:
@@ -271,8 +274,8 @@ class TargetStates(keras.Layer):
 
     def hint(self, head: str, batch: Batch) -> Any:
         """The squared distance between a head's own features and the final ones."""
-        own = self.adapters[f"{head}/final"](batch.extra[f"own/{head}"])
-        return losses.hint(own, batch.extra["final"])
+        own, adapter = batch.extra[f"own/{head}"], self.adapters.get(f"{head}/final")
+        return losses.hint(own if adapter is None else adapter(own), batch.extra["final"])
 
     def stats(self, head: str, target: Target, batch: Batch) -> dict[str, Stat]:
         """What is told of a target beside its loss."""
@@ -282,8 +285,8 @@ class TargetStates(keras.Layer):
         unlabelled, sure = 1 - found.known, found.confident * found.known
         count, right = ops.sum(unlabelled), sure * found.right
         return {
-            "coverage": Stat(ops.sum(found.confident * unlabelled) / ops.maximum(count, 1.0), count),
-            "precision": Stat(ops.sum(right) / ops.maximum(ops.sum(sure), 1.0), ops.sum(sure)),
+            "coverage": Stat(losses.share(ops.sum(found.confident * unlabelled), count), count),
+            "precision": Stat(losses.share(ops.sum(right), ops.sum(sure)), ops.sum(sure)),
         }
 
     def _pseudo_labels(self, head: str, target: PseudoLabels, batch: Batch) -> _Pseudo:
@@ -321,24 +324,31 @@ class TargetStates(keras.Layer):
         if target.kind == "hint":
             mine = self.adapters[_adapter(head, self._teachers, target)](mine)
         if len(mine.shape) == 4:
-            theirs = losses.resized(theirs, mine)
+            mine, theirs = losses.one_size(mine, theirs)
         if target.kind == "hint":
             return losses.hint(mine, theirs)
         return losses.attention(_cells(mine), _cells(theirs))
 
-    def follow(self, batch: Batch) -> None:
-        """Take a training batch into the running means, once, after its losses."""
-        for target in _unique([target for each in self._plan.targets.values() for target in each]):
+    def lead(self, batch: Batch) -> None:
+        """Take a training batch into the thresholds, once, before its losses, which they are for."""
+        for target in self._distinct():
             if isinstance(target, PseudoLabels) and target.threshold == "adaptive":
                 probabilities = self._probabilities(target, batch)
                 known = 0.0 if batch.labels is None else batch.labels[MAIN][1]
                 weights = ops.ones_like(probabilities[:, 0]) - known
                 self.thresholds[_key(target)].follow(probabilities, weights, target.decay)
-            elif isinstance(target, SmoothedLabels):
+
+    def follow(self, batch: Batch) -> None:
+        """Take a training batch into the moving averages, once, after its losses."""
+        for target in self._distinct():
+            if isinstance(target, SmoothedLabels):
                 probabilities = ops.stop_gradient(ops.softmax(batch.logits[MAIN], axis=-1))
                 self.averages[_key(target)].follow(_given(batch.ids, "ids", target), probabilities)
         for key, shadow in self.moving.items():
             shadow.follow(float(key.partition("/")[2]))
+
+    def _distinct(self) -> list[Target]:
+        return _unique([target for each in self._plan.targets.values() for target in each])
 
 
 def _unique(targets: list[Target]) -> list[Target]:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from scipy.special import log_softmax
 
 from spile.errors import TrainingError
 from spile.fitting import Epoch, Fitted, Job, LabelledBatch, Optimizing
@@ -119,16 +120,13 @@ class _Notes(keras.callbacks.Callback):
             )
             for head, logits in by_head.items():
                 scores = np.asarray(ops.convert_to_numpy(logits), np.float64)
-                shifted = scores - scores.max(axis=1, keepdims=True)
-                logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-                rows = np.arange(len(labels))
-                for key, value in (
-                    (f"{name}/{head}loss", -logs[rows, labels].sum()),
-                    (f"{name}/{head}accuracy", (scores.argmax(axis=1) == labels).sum()),
-                ):
-                    sums[key] = sums.get(key, 0.0) + float(value)
-            count += len(labels)
-        return {key: value / count for key, value in sums.items()}
+                known = np.flatnonzero(labels >= 0)
+                logs = log_softmax(scores, axis=1)[known, labels[known]]
+                right = scores.argmax(axis=1)[known] == labels[known]
+                for key, value in ((f"{name}/{head}loss", -logs), (f"{name}/{head}accuracy", right)):
+                    sums[key] = sums.get(key, 0.0) + float(value.sum())
+            count += int((labels >= 0).sum())
+        return {key: value / count if count else float("nan") for key, value in sums.items()}
 
     def _gradients(self, progress: float) -> Epoch:
         job = self._job

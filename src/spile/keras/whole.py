@@ -74,7 +74,7 @@ def _tapped(tap: Tap) -> keras.Model:
     Raises `ModelError` where a point is not the single output of a layer in a graph of one input.
     """
     model = tap.pruned()
-    odd = next((p.name for p in tap.points if p.side != "out" or p.call or p.item or not p.path), None)
+    odd = next((p.name for p in tap.points if p.side != "out" or p.call or p.item), None)
     tokens = next((p.name for p in tap.points if "T" in (p.layout or "")), None)
     if odd is not None or tokens is not None or not _is_chain(model) or len(model.inputs) != 1:
         what = f"{odd or tokens} is no plain output" if odd or tokens else "it has no graph of one input"
@@ -84,10 +84,11 @@ def _tapped(tap: Tap) -> keras.Model:
         )
     copy = keras.models.clone_model(model)  # so that the user's layers are not given another graph
     copy.set_weights(model.get_weights())
-    grown = _grown(copy, [point.path.split("/") for point in tap.points], needed=False)
+    paths = [point.path or copy.outputs[0]._keras_history.operation.name for point in tap.points]
+    grown = _grown(copy, [path.split("/") for path in paths], needed=False)
     order = {path: i for i, path in enumerate(grown.paths)}
     return keras.Model(
-        grown.model.inputs, [grown.model.outputs[order[point.path]] for point in tap.points], name="network"
+        grown.model.inputs, [grown.model.outputs[order[path]] for path in paths], name="network"
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from spile import saved
 from spile.backend import Engine, Tap, backend_of
 from spile.data import Batch, batches, open_source
 from spile.errors import DataError, ModelError
-from spile.models import LoadedModel, load_model, parse
-from spile.preprocessing import ImagePreprocessing, Preprocessing, from_json
+from spile.models import LoadedModel, load_network, rebuildable
+from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined
+from spile.probing.logits import Logits
 from spile.probing.ridge import RidgeFit
 from spile.taps import tap as make_tap
 
@@ -28,15 +28,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-FORMAT = 2
-_DESCRIPTION, _WEIGHTS, _CONFIG = "model.json", "network.safetensors", "config.json"
-_NETWORKS = ("network.pt2", "network.keras")
-"""What an exported network is called, by framework."""
 _RIDGE, _SKOPS = "head.safetensors", "head.skops"
-_HERE = "hf:."
-"""The reference of a Hugging Face model whose configuration lies in the folder itself."""
-_LIBRARIES = ("timm", "torchvision", "keras", "keras_hub", "demo")
-"""Their architectures are built by name; anything else that a folder names may be code."""
 _ARRAYS = ("mean", "scale", "coef", "intercept")
 _SETTINGS = ("alpha", "multilabel", "temperature")
 _BATCH = 32
@@ -140,14 +132,7 @@ def _features(engine: Engine, batch: Batch) -> Array:
 def named(tap: Tap) -> bool:
     """Whether a library can build the tap's model again from its reference, without the user's own code."""
     origin: LoadedModel | None = tap.origin
-    return origin is not None and (_of_library(origin.reference) or parse(origin.reference).scheme == "hf")
-
-
-def _of_library(reference: str) -> bool:
-    """Whether a reference names an architecture of a library; ``keras_hub:./FOLDER`` names files."""
-    parsed = parse(reference)
-    built_by_name = parsed.scheme != "keras_hub" or re.fullmatch(r"[\w.-]+", parsed.name) is not None
-    return parsed.scheme in _LIBRARIES and built_by_name
+    return origin is not None and rebuildable(origin.reference)
 
 
 def check(tap: Tap, example: Any) -> None:
@@ -179,18 +164,15 @@ def save(
     try:
         network = _save_network(draft, tap, example, exported=exported)
         classes = _save_head(draft, head)
+        settings = {name: getattr(head, name) for name in _SETTINGS} if isinstance(head, RidgeFit) else None
         description = {
-            "format": FORMAT,
             **network,
             "preprocessing": preprocessing.to_json() if preprocessing else None,
             "classes": classes,
-            "ridge": {name: getattr(head, name) for name in _SETTINGS}
-            if isinstance(head, RidgeFit)
-            else None,
+            "ridge": settings,
             **about,
         }
-        text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-        (draft / _DESCRIPTION).write_text(text, encoding="utf-8")
+        saved.write_description(draft, description)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     finally:
@@ -198,21 +180,19 @@ def save(
 
 
 def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] = ()) -> Deployed:
-    """Load what `transfer` saved; ``run/`` and ``run/model`` both work. No code from the folder is run.
+    """Load what `transfer` or `train` saved; ``run/`` and ``run/model`` both work. No code in it is run.
 
     `trusted` names types beyond scikit-learn's own that a saved estimator may hold. Raises `ModelError`
     where the folder is no saved model, or needs a type that is not trusted.
     """
-    folder = Path(path)
-    if not (folder / _DESCRIPTION).is_file() and (folder / "model" / _DESCRIPTION).is_file():
-        folder = folder / "model"
-    if not (folder / _DESCRIPTION).is_file():
+    folder = saved.folder_of(path)
+    if folder is None:
         raise ModelError(
-            f"{path} holds no saved model (no {_DESCRIPTION}): give the folder that spile transfer wrote, "
-            "e.g. run/model"
+            f"{path} holds no saved model (no {saved.DESCRIPTION}): give the folder that spile transfer or "
+            "spile train wrote, e.g. run"
         )
-    description = _read_description(folder)
-    loaded = _load_network(folder, description, device)
+    description = saved.read_description(folder)
+    loaded = load_network(folder, description, device=device)
     points = description["points"]
     pools = {p["name"]: None if p["pool"] == "none" else p["pool"] for p in points}
     tapped = make_tap(loaded, {p["name"]: p["address"] for p in points}, pool=pools)
@@ -227,23 +207,6 @@ def untrusted_types(folder: Path) -> list[str]:
     return sorted(skops.io.get_untrusted_types(file=path)) if path.is_file() else []
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / _DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        version = description.get("format")
-    except (ValueError, AttributeError):
-        raise ModelError(f"{path} is broken (no JSON object): run spile transfer again") from None
-    if version != FORMAT:
-        raise ModelError(
-            f"{path} has format {version!r}; this spile reads {FORMAT}: pip install --upgrade spile"
-        )
-    missing = {"reference", "points", "preprocessing", "classes", "ridge"} - set(description)
-    if missing:
-        raise ModelError(f"{path} is broken (no {', '.join(sorted(missing))}): run spile transfer again")
-    return dict(description)
-
-
 def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> dict[str, Any]:
     backend = backend_of(tap.model)
     names = [point.name for point in tap.points]
@@ -251,8 +214,8 @@ def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> di
         made = backend.export(tap, example, folder)
         reference, addresses, pools = made.file, made.addresses, made.pools
     else:
-        backend.save_reached(tap, example, folder / _WEIGHTS)
-        reference = _HERE if (folder / _CONFIG).is_file() else tap.origin.reference
+        backend.save_reached(tap, example, folder / saved.WEIGHTS)
+        reference = saved.HERE if (folder / saved.CONFIG).is_file() else tap.origin.reference
         addresses = tuple(point.address for point in tap.points)
         pools = tuple(str(point.pool) for point in tap.points)
     points = [
@@ -260,26 +223,6 @@ def _save_network(folder: Path, tap: Tap, example: Any, *, exported: bool) -> di
         for name, address, pool in zip(names, addresses, pools, strict=True)
     ]
     return {"reference": reference, "points": points}
-
-
-def _load_network(folder: Path, description: dict[str, Any], device: str | None) -> LoadedModel:
-    """The network with its preprocessing. The description may only name what runs no foreign code."""
-    reference = description["reference"]
-    if reference in _NETWORKS:
-        loaded = load_model(str(folder / reference), device=device)
-    else:
-        if reference != _HERE and not _of_library(reference):
-            raise ModelError(
-                f"{folder} names the model {reference!r}: a saved model may only name those of "
-                f"{', '.join(_LIBRARIES)}, as anything else could run code. Run spile transfer again"
-            )
-        own = f"hf:{folder.resolve()}" if reference == _HERE else reference
-        size = description.get("input_size")
-        loaded = load_model(own, pretrained=False, device=device, input_size=size)
-        backend_of(loaded.model).load_reached(loaded.model, folder / _WEIGHTS)
-    if loaded.tokenize is not None:  # the tokenizer in the folder, not the one it was copied from
-        return loaded
-    return replace(loaded, preprocessing=from_json(description["preprocessing"]))
 
 
 def _save_head(folder: Path, head: Any) -> list[Any] | None:
@@ -297,6 +240,8 @@ def _save_head(folder: Path, head: Any) -> list[Any] | None:
 
 
 def _load_head(folder: Path, description: dict[str, Any], trusted: Sequence[str]) -> Any:
+    if description.get("trained") is not None:
+        return Logits(np.asarray(description["classes"]))
     if (folder / _SKOPS).is_file():
         return _load_estimator(folder, trusted)
     from safetensors import SafetensorError
@@ -306,7 +251,7 @@ def _load_head(folder: Path, description: dict[str, Any], trusted: Sequence[str]
         stored = load_file(folder / _RIDGE)
         mean, scale, coef, intercept = (stored[name] for name in _ARRAYS)
     except (OSError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder / _RIDGE} cannot be read ({error}): run spile transfer again") from error
+        raise ModelError(f"{folder / _RIDGE} cannot be read ({error}): make the run again") from error
     classes = None if description["classes"] is None else np.asarray(description["classes"])
     return RidgeFit(mean, scale, coef, intercept, classes=classes, **description["ridge"])
 

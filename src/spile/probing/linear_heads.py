@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from spile.errors import ModelError
 from spile.linear import LinearHead, Link
+from spile.probing.logits import Logits
 from spile.probing.metrics import named
 from spile.probing.ridge import RidgeFit
 
@@ -25,6 +26,9 @@ def linear_head(head: Any, *, points: int) -> LinearHead:
     """
     if isinstance(head, RidgeFit):
         return _from_ridge(head, unit_rows=points > 1)
+    if isinstance(head, Logits):
+        zeros, ones, count = np.zeros(len(head.classes)), np.ones(len(head.classes)), len(head.classes)
+        return LinearHead(zeros, ones, np.eye(count), zeros, "softmax", tuple(head.classes.tolist()), False)
     scaler, model = (head[0], head[-1]) if hasattr(head, "__getitem__") and len(head) == 2 else (None, head)
     mean, scale = (None, None) if scaler is None else (scaler.mean_, scaler.scale_)
     columns = _columns(model)

@@ -68,7 +68,7 @@ def save_and_verify(
                     about=about,
                     exported=exported,
                 )
-                return _verified(folder, wanted, head, few, images_of(loaded))
+                return verified(folder, wanted, head, few, images_of(loaded))
             except (ModelError, CaptureError, AddressError) as error:
                 problem = problem or error
                 shutil.rmtree(folder, ignore_errors=True)
@@ -76,10 +76,13 @@ def save_and_verify(
     raise problem
 
 
-def _verified(
+def verified(
     folder: Path, tap: Tap, head: Any, few: Batch, images: ImagePreprocessing | None
 ) -> tuple[deployment.Deployed, Verified]:
-    """The model as it is loaded back. Raises `CaptureError` where it is another one than was measured."""
+    """The model as it is loaded back, and how far its features are off on a `few` samples.
+
+    Raises `CaptureError` where it is another one than was measured.
+    """
     engine = backend_of(tap.model).engine(tap, preprocessing=images, precision="float32")
     found, n = engine(few.inputs), len(few.records)
     before = joined([np.asarray(found[point.name]).reshape(n, -1) for point in tap.points])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import log10
+from math import ceil, log10
 
 from markupsafe import Markup
 
@@ -39,7 +39,7 @@ def draw(chart: Chart, epochs: Sequence[float], *, best: int | None, width: int)
         x_range=(min(epochs), max(epochs) if len(epochs) > 1 else min(epochs) + 1),
         y_range=svg.padded_range(values, bounds=bounds),
     )
-    text = partial(_text, chart=chart)
+    text = partial(_text, chart=chart, digits=3 if chart.logarithmic else _digits(*frame.y_range))
     hairline = []
     if best is not None and best < len(epochs) - 1:
         x = frame.x(epochs[best])
@@ -59,10 +59,16 @@ def _known(line: Line, epochs: Sequence[float], *, logarithmic: bool) -> list[tu
     return [(epoch, log10(value)) for epoch, value in pairs if value > 0] if logarithmic else pairs
 
 
-def _text(value: float, *, chart: Chart) -> str:
+def _digits(low: float, high: float) -> int:
+    """How many it takes to tell the ticks of an axis apart: 22.9, 22.95 and 23 need four."""
+    largest = max(abs(low), abs(high))
+    return max(3, ceil(log10(largest / (high - low))) + 2) if largest else 3
+
+
+def _text(value: float, *, chart: Chart, digits: int) -> str:
     if chart.share:
         return words.percent(round(value, 3))
-    return words.plain(10**value if chart.logarithmic else value)
+    return words.plain(10**value if chart.logarithmic else value, digits)
 
 
 def _epochs(frame: svg.Frame, epochs: Sequence[float]) -> list[Markup]:

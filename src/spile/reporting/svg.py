@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, floor, log10
+from statistics import fmean
 
 from markupsafe import Markup
 
@@ -130,12 +131,16 @@ def without_common_end(names: Sequence[str]) -> list[str]:
 def spread_out(wanted: Sequence[float], gap: float) -> list[float]:
     """Move positions apart so that no two are nearer than `gap`, each about as near as may be to its own."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[list[float]] = []  # of neighbours that stand as near as may be
+    for rank, i in enumerate(order):
+        blocks.append([wanted[i] - rank * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    starts = [fmean(block) for block in blocks for _ in block]
     placed = list(wanted)
-    for before, after in pairwise(order):
-        short = gap - (placed[after] - placed[before])
-        if short > 0:
-            placed[before] -= short / 2
-            placed[after] = placed[before] + gap
+    for rank, (i, start) in enumerate(zip(order, starts, strict=True)):
+        placed[i] = start + rank * gap
     return placed
 
 

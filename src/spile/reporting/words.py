@@ -57,13 +57,13 @@ def magnitude(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def plain(value: float | None) -> str:
+def plain(value: float | None, digits: int = 3) -> str:
     """A bare number to three digits: ``1e-07``, ``0.5``, ``10,000``."""
     if value is None or not isfinite(value):
         return NONE
-    digits = float(f"{value:.3g}")
-    exponent = digits != 0 and not 1e-3 <= abs(digits) < 1e6
-    return _minus(f"{digits:.3g}" if exponent else f"{digits:,}".removesuffix(".0"))
+    rounded = float(f"{value:.{digits}g}")
+    exponent = rounded != 0 and not 1e-3 <= abs(rounded) < 1e6
+    return _minus(f"{rounded:.3g}" if exponent else f"{rounded:,}".removesuffix(".0"))
 
 
 def duration(seconds: float) -> str:

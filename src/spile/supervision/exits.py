@@ -6,6 +6,8 @@ exit.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,9 @@ from spile.errors import SupervisionError
 Array = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer]
 
+ROUNDS = 50
+"""Samples that every way is timed on."""
+EARLY, WHOLE = "early exits", "full model"
 _LOG_TEMPERATURES = (-4.0, 4.0)
 _QUANTILES = np.linspace(0.0, 1.0, 41)
 
@@ -42,6 +47,70 @@ class ExitReport:
     """Mean a sample."""
     shares: tuple[float, ...]
     """Of the samples that leave at each exit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitRow:
+    """One way to label samples that calibration has not seen."""
+
+    name: str
+    accuracy: float
+    macs: float
+    """Mean a sample."""
+    p50: float
+    p95: float
+    """Milliseconds for one sample at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitComparison:
+    """The early-exit model beside the full model, the model that ends at each head, and smaller models."""
+
+    rows: tuple[ExitRow, ...]
+    shares: tuple[float, ...]
+    """Of the samples that leave at each exit."""
+    samples: int
+
+    def __getitem__(self, name: str) -> ExitRow:
+        return next(row for row in self.rows if row.name == name)
+
+    def __str__(self) -> str:
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"{'':{width}}  accuracy      MACs   p50 ms   p95 ms"]
+        lines += [
+            f"{r.name:{width}}  {r.accuracy:8.4f}  {r.macs:8.3g}  {r.p50:7.2f}  {r.p95:7.2f}"
+            for r in self.rows
+        ]
+        left = ", ".join(f"{share:.0%}" for share in self.shares)
+        return "\n".join([*lines, f"left at each exit: {left} of {self.samples} samples"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to label samples, before it is timed."""
+
+    accuracy: float
+    macs: float
+    run: Callable[[int], object]
+    """Label the sample of this number, and wait for it."""
+
+
+def compared(
+    ways: Mapping[str, Way], *, shares: tuple[float, ...], samples: int, rounds: int
+) -> ExitComparison:
+    """Time the ways on one sample after the other, in turns: a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, rounds):  # the first one warms up
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way.run(max(turn, 0) % samples)
+            if turn >= 0:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    rows = []
+    for name, way in ways.items():
+        p50, p95 = np.quantile(times[name], [0.5, 0.95])
+        rows.append(ExitRow(name=name, accuracy=way.accuracy, macs=way.macs, p50=float(p50), p95=float(p95)))
+    return ExitComparison(rows=tuple(rows), shares=shares, samples=samples)
 
 
 def fit_temperature(logits: Array, labels: Labels) -> float:

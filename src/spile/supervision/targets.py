@@ -101,6 +101,8 @@ class Teacher(Target):
     """
 
     model: Any
+    """A model of the same framework, a reference such as ``"timm:resnet50"`` or the folder of a run of
+    `spile.train`, or what `spile.load_model` gave."""
     at: str | Mapping[str, str] | None = None
     """Address in the teacher, for hints and attention; or one for each head, by the head's address."""
     kind: Literal["logits", "hint", "attention"] = "logits"

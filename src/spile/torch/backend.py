@@ -16,10 +16,10 @@ from spile.resolution import AddressesLike, PoolsLike
 from spile.supervision.settings import Settings
 from spile.torch.accelerating import engine_for
 from spile.torch.classifiers import set_classifier, with_classifier
-from spile.torch.deploying import save_reached
+from spile.torch.deploying import save_reached, save_trained
 from spile.torch.engines import model_inputs
 from spile.torch.exporting import export_tap as export
-from spile.torch.models import architecture_hash, load_weights, save_weights, weights_hash
+from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
@@ -34,6 +34,7 @@ __all__ = [
     "export",
     "fit",
     "load_reached",
+    "load_trained",
     "observe",
     "open_whole",
     "save_reached",
@@ -91,11 +92,9 @@ def fit(job: Job) -> Fitted:
     return training.fit(job)
 
 
-def save_trained(model: Any, folder: Path) -> Path:
-    """Save all weights as safetensors."""
-    path = folder / "weights.safetensors"
-    save_weights(model, path)
-    return path
+def load_trained(model: Any, path: Path) -> None:
+    """Put all weights that `save_trained` wrote into a model of the same architecture."""
+    load_weights(model, path)
 
 
 def load_reached(model: Any, path: Path) -> None:

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spile.errors import SupervisionError
-from spile.supervision.exits import ExitPolicy, ExitReport, fit_policy, fit_temperature, measure
+from spile.supervision.exits import (
+    EARLY,
+    ROUNDS,
+    WHOLE,
+    ExitComparison,
+    ExitPolicy,
+    Way,
+    compared,
+    fit_policy,
+    fit_temperature,
+    measure,
+)
 from spile.supervision.operations import Features
 from spile.torch.exits import EarlyExits
 from spile.torch.heads import Head
 from spile.torch.modes import Meter
+from spile.torch.observing import observe
 from spile.torch.quiet import quiet_pass, unchanged
+from spile.torch.references import logits_of
 from spile.torch.trees import transform
 
 if TYPE_CHECKING:
     from spile.torch.supervision import Supervised
 
 _BATCH = 64
-_TIMED = 100
 _CHECKED = 16
 _FEWEST = 8
 _NEVER = float("inf")
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExitRow:
-    """One model on samples that calibration has not seen."""
-
-    name: str
-    accuracy: float
-    macs: float
-    """Mean a sample."""
-    p50: float
-    p95: float
-    """Milliseconds for one sample at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExitComparison:
-    """The early-exit model beside the full model, and beside the static model that ends at each head."""
-
-    rows: tuple[ExitRow, ...]
-    shares: tuple[float, ...]
-    """Of the samples that leave at each exit."""
-    samples: int
-
-    def __str__(self) -> str:
-        width = max(len(row.name) for row in self.rows)
-        lines = [f"{'':{width}}  accuracy      MACs   p50 ms   p95 ms"]
-        lines += [
-            f"{r.name:{width}}  {r.accuracy:8.4f}  {r.macs:8.3g}  {r.p50:7.2f}  {r.p95:7.2f}"
-            for r in self.rows
-        ]
-        left = ", ".join(f"{share:.0%}" for share in self.shares)
-        return "\n".join([*lines, f"left at each exit: {left} of {self.samples} samples"])
 
 
 def make_exits(
@@ -85,6 +64,10 @@ def make_exits(
         ExitPolicy(temperatures=(1.0,) * len(costs), thresholds=(*(_NEVER,) * len(heads), 0.0)),
         main=supervised.settings.main,
         costs=costs,
+        static_costs=[
+            *(point.macs + macs for point, macs in zip(supervised.points, head_macs, strict=True)),
+            supervised.macs,
+        ],
     )
     _check(exits, inputs, supervised)
     logits = _logits(supervised, inputs)
@@ -99,10 +82,14 @@ def make_exits(
     )
     used = [threshold < _NEVER for threshold in policy.thresholds[:-1]]
     exits.policy, exits.costs = policy, _costs(supervised, head_macs, used)
-    found = measure(logits[:, reporting], labels[reporting], exits.costs, policy)
-    alone = [point.macs + macs for point, macs in zip(supervised.points, head_macs, strict=True)]
-    static = [*alone, supervised.macs]
-    exits.report = _compared(exits, inputs, labels, logits, reporting, static, found)
+    exits.report = measure_exits(
+        exits,
+        transform(inputs, lambda t: t[torch.from_numpy(reporting)]),
+        labels[reporting],
+        static={},
+        rounds=min(ROUNDS, len(reporting)),
+        logits=logits[:, reporting],
+    )
     return exits
 
 
@@ -140,8 +127,8 @@ def _split(samples: int, holdout: float) -> tuple[Array, Array, Array]:
     return order[:half], order[half : samples - report], order[samples - report :]
 
 
-def _rows(inputs: Any, rows: Array | slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    chosen = transform(inputs, lambda t: t[rows if isinstance(rows, slice) else torch.from_numpy(rows)])
+def _rows(inputs: Any, rows: slice) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    chosen = transform(inputs, lambda t: t[rows])
     if isinstance(chosen, Mapping):
         return (), dict(chosen)
     return (chosen if isinstance(chosen, tuple) else (chosen,)), {}
@@ -150,9 +137,7 @@ def _rows(inputs: Any, rows: Array | slice) -> tuple[tuple[Any, ...], dict[str, 
 def _logits(supervised: Supervised, inputs: Any) -> Array:
     """(exits, samples, classes), the model's own output last."""
     found: list[Tensor] = []
-    count = _count(inputs)
-    for start in range(0, count, _BATCH):
-        args, kwargs = _rows(inputs, slice(start, start + _BATCH))
+    for args, kwargs in _batches(inputs):
         with torch.no_grad(), quiet_pass(supervised, evaluate=True):
             out = supervised(*args, **kwargs)
         found.append(torch.stack([*out.aux.values(), out.main]).float().cpu())
@@ -207,28 +192,68 @@ def macs_of(head: Head, features: Features) -> int:
     return meter.macs
 
 
-def _compared(
+def measure_exits(
     exits: EarlyExits,
     inputs: Any,
     labels: Array,
-    logits: Array,
-    rows: Array,
-    static: Sequence[float],
-    found: ExitReport,
+    *,
+    static: Mapping[str, nn.Module],
+    rounds: int,
+    logits: Array | None = None,
 ) -> ExitComparison:
-    names = [*(f"ends at {point.name}" for point in exits.points), "full model"]
-    policies = {name: _always(exits.policy, number) for number, name in enumerate(names)}
-    times = _timed(exits, inputs, rows[:_TIMED], {"early exits": exits.policy} | policies)
-    table = [_row("early exits", found.accuracy, found.macs, times)]
-    for name, each, macs in zip(names, logits, static, strict=True):
-        right = each[rows].argmax(1) == labels[rows]
-        table.append(_row(name, float(right.mean()), macs, times))
-    return ExitComparison(rows=tuple(table), shares=found.shares, samples=len(rows))
+    """The exits beside the whole model, the model that ends at each head, and the `static` ones.
+
+    `logits` are those of every exit, where they are known.
+    """
+    logits = _logits_of_exits(exits, inputs) if logits is None else logits
+    found = measure(logits, labels, exits.costs, exits.policy)
+
+    def way(run: Callable[..., Any], accuracy: float, macs: float) -> Way:
+        def one(number: int) -> None:
+            args, kwargs = _rows(inputs, slice(number, number + 1))
+            run(args, kwargs).tolist()  # waits for the device
+
+        return Way(accuracy=accuracy, macs=macs, run=one)
+
+    def taking(policy: ExitPolicy) -> Callable[..., Tensor]:
+        return lambda args, kwargs: exits.run(args, kwargs, policy).exits
+
+    ways = {EARLY: way(taking(exits.policy), found.accuracy, found.macs)}
+    names = [*(f"ends at {point.name}" for point in exits.points), WHOLE]
+    for number, (name, macs) in enumerate(zip(names, exits.static_costs, strict=True)):
+        right = float((logits[number].argmax(1) == labels).mean())
+        ways[name] = way(taking(_always(exits.policy, number)), right, macs)
+    for name, model in static.items():
+        ways[name] = way(partial(_static, model), *_measured(model, inputs, labels))
+    return compared(ways, shares=found.shares, samples=len(labels), rounds=rounds)
 
 
-def _row(name: str, accuracy: float, macs: float, times: Mapping[str, list[float]]) -> ExitRow:
-    p50, p95 = np.quantile(times[name], [0.5, 0.95])
-    return ExitRow(name=name, accuracy=accuracy, macs=macs, p50=float(p50), p95=float(p95))
+def _logits_of_exits(exits: EarlyExits, inputs: Any) -> Array:
+    """(exits, samples, classes), where no sample leaves early."""
+    found: list[Array] = []
+    for args, kwargs in _batches(inputs):
+        seen: list[Tensor] = []
+
+        def stay(_: int, logits: Tensor, rows: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(logits.float())
+            return torch.zeros_like(rows, dtype=torch.bool)
+
+        last = exits.decided(args, kwargs, stay, [True] * len(exits.points)).logits
+        found.append(torch.stack([*seen, last]).cpu().double().numpy())
+    return np.concatenate(found, axis=1)
+
+
+def _static(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The classes that a model of its own gives."""
+    with torch.no_grad(), quiet_pass(model, evaluate=True):
+        return logits_of(model(*args, **kwargs), None).argmax(1)
+
+
+def _measured(model: nn.Module, inputs: Any, labels: Array) -> tuple[float, float]:
+    """Accuracy, and multiply-accumulates a sample."""
+    found = torch.cat([_static(model, args, kwargs) for args, kwargs in _batches(inputs)])
+    few = transform(inputs, lambda t: t[:2])
+    return float((found.cpu().numpy() == labels).mean()), float(observe(model, few).root.macs)
 
 
 def _always(policy: ExitPolicy, exit: int) -> ExitPolicy:
@@ -237,16 +262,6 @@ def _always(policy: ExitPolicy, exit: int) -> ExitPolicy:
     return replace(policy, thresholds=thresholds)
 
 
-def _timed(
-    exits: EarlyExits, inputs: Any, rows: Array, policies: Mapping[str, ExitPolicy]
-) -> dict[str, list[float]]:
-    """Milliseconds of each model on each sample alone, in turns, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in policies}
-    for number, row in enumerate(rows[[0, *range(len(rows))]]):  # the first one warms up
-        args, kwargs = _rows(inputs, np.array([row]))
-        for name, policy in policies.items():
-            start = time.perf_counter()
-            exits.run(args, kwargs, policy).exits.tolist()  # waits for the device
-            if number:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
+def _batches(inputs: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    for start in range(0, _count(inputs), _BATCH):
+        yield _rows(inputs, slice(start, start + _BATCH))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.export.unflatten import UnflattenedModule
 
 from spile.errors import ModelError
 from spile.loading import library
@@ -35,6 +36,12 @@ def with_classifier(model: nn.Module, example: Any, classes: int) -> nn.Module:
     """
     if _is_headless_hugging_face(model):
         model = _hugging_face_classifier(model, classes)
+    if isinstance(model, UnflattenedModule):
+        raise ModelError(
+            "this network is an exported program, which has no training mode (its norms are fixed, its "
+            "dropout is gone): name the Python that builds it, and the weights, -m file.py:FACTORY --weights "
+            "RUN/model/network.safetensors"
+        )
     path = classifier_of(model, example)
     if path is None:
         raise ModelError(_ADVICE.format(name=type(model).__name__, classes=classes))

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spile.backend import Trained
 from spile.errors import ModelError
 from spile.loading import first_line
 from spile.preprocessing import TextPreprocessing
+from spile.saved import HERE, WEIGHTS
+from spile.torch.exporting import export_model
 from spile.torch.quiet import watching_calls
 from spile.torch.taps import Tap
 from spile.torch.trees import inputs_of, names_of, unwrap
@@ -28,13 +31,36 @@ def save_reached(tap: Tap, example: Any, path: Path) -> None:
     """
     model = unwrap(tap.model)
     save_weights(model, path, keep=_reached(tap, example))
+    _save_configuration(model, tap.origin, path.parent)
+
+
+def save_trained(loaded: Any, example: Any, folder: Path, *, rebuildable: bool) -> Trained:
+    """Save all weights as safetensors; and an exported program, where no library builds the model again.
+
+    Of a Hugging Face model the configuration is laid beside them.
+    """
+    model, weights = unwrap(loaded.model), folder / WEIGHTS
+    save_weights(model, weights)
+    try:
+        if not rebuildable:
+            return Trained(weights, export_model(model, example, folder))
+        configured = _save_configuration(model, loaded, folder)
+        return Trained(weights, HERE if configured else loaded.reference)
+    except ModelError as error:
+        return Trained(weights, "", str(error))
+
+
+def _save_configuration(model: Any, origin: Any, folder: Path) -> bool:
+    """Of a Hugging Face model; whether it is one."""
     config: Any = getattr(model, "config", None)
-    if hasattr(config, "save_pretrained"):
-        try:
-            config.save_pretrained(path.parent)
-            _save_tokenizer(tap.origin, path.parent)
-        except OSError as error:
-            raise ModelError(f"the model cannot be saved to {path.parent}: {first_line(error)}") from error
+    if not hasattr(config, "save_pretrained"):
+        return False
+    try:
+        config.save_pretrained(folder)
+        _save_tokenizer(origin, folder)
+    except OSError as error:
+        raise ModelError(f"the model cannot be saved to {folder}: {first_line(error)}") from error
+    return True
 
 
 def _save_tokenizer(origin: Any, folder: Path) -> None:

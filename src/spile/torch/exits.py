@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from spile.errors import SupervisionError
 from spile.pool import Pool
 from spile.resolution import Point
-from spile.supervision.exits import ExitPolicy
+from spile.supervision.exits import ROUNDS, ExitComparison, ExitPolicy, ExitRow
 from spile.supervision.operations import Features, Operation
 from spile.supervision.settings import MainOutput
 from spile.torch.heads import Head, Heads, Recipe, assemble, canonical
@@ -86,6 +87,7 @@ class EarlyExits(nn.Module):
         *,
         main: MainOutput = None,
         costs: Sequence[float] = (),
+        static_costs: Sequence[float] = (),
     ) -> None:
         super().__init__()
         inner = [point.name for point in points if point.side != "out"]
@@ -99,8 +101,10 @@ class EarlyExits(nn.Module):
         self.points = tuple(points)
         self.policy = policy
         self.costs = tuple(costs)
-        """MACs a sample to leave at each exit."""
-        self.report: Any = None
+        """MACs a sample to leave at each exit, the heads before it included."""
+        self.static_costs = tuple(static_costs)
+        """The same of the model that ends at each exit, without the heads before it."""
+        self.report: ExitComparison | None = None
         """What the exits did on samples that neither temperatures nor thresholds have seen."""
         self._main = main
 
@@ -140,6 +144,24 @@ class EarlyExits(nn.Module):
         current.leave(main, rows, len(self.points))
         return current.output()
 
+    def measure(
+        self,
+        inputs: Any,
+        labels: Any,
+        *,
+        static: Mapping[str, nn.Module] | None = None,
+        rounds: int = ROUNDS,
+    ) -> ExitComparison:
+        """Accuracy, MACs and latency on samples of your own, which calibration must not have seen.
+
+        Beside the early exits stand the full model, the model that ends at each head, and the `static` ones:
+        smaller models that you trained on their own, by name. Latencies are of single samples, all ways one
+        after the other in each of `rounds` rounds.
+        """
+        from spile.torch.calibrating import measure_exits
+
+        return measure_exits(self, inputs, np.asarray(labels), static=static or {}, rounds=rounds)
+
     def save(self, folder: str | Path) -> None:
         """Write ``exits.json`` and ``weights.safetensors``; `load` needs the model's Python besides."""
         if callable(self._main):
@@ -154,6 +176,8 @@ class EarlyExits(nn.Module):
             "format": _FORMAT,
             "main": self._main,
             "costs": self.costs,
+            "static_costs": self.static_costs,
+            "report": None if self.report is None else asdict(self.report),
             "temperatures": self.policy.temperatures,
             "thresholds": [None if t == float("inf") else t for t in self.policy.thresholds],
             "points": [{**asdict(point), "pool": None} for point in self.points],
@@ -184,7 +208,9 @@ class EarlyExits(nn.Module):
         made = {point.name: _restored(saved[point.name], point, own.get(point.name)) for point in points}
         thresholds = (float("inf") if t is None else float(t) for t in content["thresholds"])
         policy = ExitPolicy(temperatures=tuple(content["temperatures"]), thresholds=tuple(thresholds))
-        exits = cls(model, made, points, policy, main=content["main"], costs=content["costs"])
+        costs = {"costs": content["costs"], "static_costs": content["static_costs"]}
+        exits = cls(model, made, points, policy, main=content["main"], **costs)
+        exits.report = _report(content["report"])
         parameter = next(model.parameters(), None)
         if parameter is not None:
             exits.heads.to(device=parameter.device)
@@ -237,6 +263,13 @@ class EarlyExits(nn.Module):
             return t.index_select(axis, stays) if t.ndim > axis and t.shape[axis] == count else t
 
         return transform(output, kept)
+
+
+def _report(saved: Mapping[str, Any] | None) -> ExitComparison | None:
+    if saved is None:
+        return None
+    rows = tuple(ExitRow(**row) for row in saved["rows"])
+    return ExitComparison(rows=rows, shares=tuple(saved["shares"]), samples=saved["samples"])
 
 
 def _saved(head: Any) -> dict[str, Any] | None:

@@ -31,14 +31,26 @@ def export_tap(tap: Tap, example: Any, folder: Path, *, dry: bool = False) -> Ex
     """
     if dry:
         return Exported(FILE, (), ())
-    program = traced(tap, Flows(tap), example)
-    try:
-        torch.export.save(program, folder / FILE)
-    except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
-        raise ModelError(f"the model cannot be saved to {folder / FILE}: {first_line(error)}") from error
+    _save(traced(tap, Flows(tap), example), folder / FILE)
     count = len(tap.points)
     # The file holds the pools too.
     return Exported(FILE, tuple(f"@out:{i}" for i in range(count)), ("none",) * count)
+
+
+def export_model(model: nn.Module, example: Any, folder: Path) -> str:
+    """Save a program of the whole model, whose layers keep their names; returns the file's name.
+
+    `example` is a batch as the model takes it. Raises `ModelError` as `export_tap`.
+    """
+    _save(_traced(model, model, example), folder / FILE)
+    return FILE
+
+
+def _save(program: ExportedProgram, path: Path) -> None:
+    try:
+        torch.export.save(program, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's file writer raises the latter
+        raise ModelError(f"the model cannot be saved to {path}: {first_line(error)}") from error
 
 
 def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
@@ -47,7 +59,11 @@ def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
     `example` is a batch as the model takes it. Raises `ModelError` where PyTorch cannot trace the model, or
     only for one number of samples.
     """
-    inputs = inputs_of(unwrap(tap.model), _two_or_more(example))
+    return _traced(tap.model, module, example)
+
+
+def _traced(model: nn.Module, module: nn.Module, example: Any) -> ExportedProgram:
+    inputs = inputs_of(unwrap(model), _two_or_more(example))
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for _, tensor in tensors(inputs):
         # The number of samples must stay free; whether the length of texts may vary, PyTorch finds out.
@@ -55,7 +71,7 @@ def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
         lengths = () if fixed else range(1, tensor.ndim)
         shapes[tensor] = {0: Dim.DYNAMIC, **dict.fromkeys(lengths, Dim.AUTO)}
     try:
-        with torch.no_grad(), exporting(tap.model), warnings.catch_warnings():
+        with torch.no_grad(), exporting(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about its own exporter
             program = torch.export.export(
                 module, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=False
@@ -64,7 +80,7 @@ def traced(tap: Tap, module: nn.Module, example: Any) -> ExportedProgram:
             return _pruned(program.run_decompositions({}))
     except Exception as error:  # tracing runs the model's own code: anything may come out
         raise ModelError(
-            f"{type(tap.model).__name__} cannot be exported by torch {torch.__version__} "
+            f"{type(model).__name__} cannot be exported by torch {torch.__version__} "
             f"({first_line(error)}): pass a reference such as 'timm:resnet50' or 'hf:./FOLDER' in place of "
             "the model object"
         ) from error

@@ -144,9 +144,10 @@ class Reference(nn.Module):
         self.averaged = Averaged(target, classes) if isinstance(target, SmoothedLabels) else None
         adaptive = isinstance(target, PseudoLabels) and target.threshold == "adaptive"
         self.thresholds = Thresholds(classes, target.decay) if adaptive else None  # type: ignore[attr-defined]
-        teacher = _teacher(target, example) if isinstance(target, Teacher) else None
+        device = device_of(base)
+        teacher = _teacher(target, example, device) if isinstance(target, Teacher) else None
         object.__setattr__(self, "_teacher", teacher)  # no submodule: its weights are not part of this model
-        self.to(device_of(base))
+        self.to(device)
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Any:
         """What has to be computed from the inputs, without gradients; ``None`` if nothing."""
@@ -243,11 +244,12 @@ def _entry(output: Any, main: str | int) -> Any:
     return output[main]
 
 
-def _teacher(target: Teacher, example: Any) -> Callable[..., Any]:
+def _teacher(target: Teacher, example: Any, device: torch.device) -> Callable[..., Any]:
     if not isinstance(target.model, nn.Module):
         raise SupervisionError(
             f"the teacher is a {type(target.model).__name__}: a PyTorch model needs a torch.nn.Module"
         )
+    target.model.to(device)  # where its inputs are
     if target.at is None:
         return _Whole(target.model)
     places = [target.at] if isinstance(target.at, str) else list(dict.fromkeys(target.at.values()))

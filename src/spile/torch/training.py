@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spile.errors import MissingDependency, TrainingError
 from spile.fitting import Epoch, Fitted, Job, LabelledBatch
+from spile.loading import library
 from spile.torch import losses
 from spile.torch.engines import model_inputs
 from spile.torch.references import logits_of
@@ -48,7 +49,7 @@ def fit(job: Job) -> Fitted:
             max_epochs=job.epochs,
             limit_train_batches=_used(job),
             accumulate_grad_batches=job.optimizing.accumulate,
-            callbacks=[*stopping, *([pl_callbacks.RichProgressBar()] if job.progress else [])],
+            callbacks=[*stopping, *([_Bar()] if job.progress else [])],
             logger=[_logger(wanted, job) for wanted in job.loggers] or False,
             default_root_dir=job.folder,
             enable_progress_bar=job.progress,
@@ -82,8 +83,8 @@ class Training(pl.LightningModule):
         self._names = list(job.measured)
         # A Jacobian aggregator fills the gradients itself.
         self.automatic_optimization = not (job.supervised is not None and _aggregates(job.supervised))
-        if not self.automatic_optimization and job.optimizing.accumulate > 1:
-            raise TrainingError("accumulate= does not go with weight=Aggregated(...): write accumulate=1")
+        if not self.automatic_optimization:
+            _check_aggregated(job)
 
     @property
     def _progress(self) -> float:
@@ -165,6 +166,11 @@ class Training(pl.LightningModule):
             known = int((labels >= 0).sum())
             self._means.add(f"{self._names[dataloader_idx]}/{head}", found, known)
 
+    def shown(self) -> dict[str, Any]:
+        """For the progress bar: the mean loss of the epoch so far."""
+        loss = self._means.values().get("train/loss")
+        return {} if loss is None else {"loss": f"{loss:.3f}"}
+
     def on_train_epoch_end(self) -> None:
         """Note what the epoch gave."""
         self._seconds += self._ended - self._begun
@@ -218,6 +224,17 @@ class Training(pl.LightningModule):
         return inputs, _tensor(batch.labels, self.device)
 
 
+class _Bar(pl_callbacks.RichProgressBar):
+    """With the number of the epoch from 1, and the loss in place of Lightning's version number."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        return pl_module.shown()  # type: ignore[no-any-return]
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1} of {self.trainer.max_epochs}"
+
+
 class Means:
     """Means of numbers over the samples of an epoch; what is not a number of a batch is left out."""
 
@@ -238,11 +255,11 @@ class Means:
             self._counts[key] = self._counts.get(key, 0) + known
 
     def values(self) -> Epoch:
-        """By name."""
+        """By name; NaN, not known, where no batch told."""
+        counts = {name: float(count) for name, count in self._counts.items()}
         return {
-            name: float(total) / float(self._counts[name])
+            name: float(total) / counts[name] if counts[name] else float("nan")
             for name, total in self._sums.items()
-            if float(self._counts[name])
         }
 
 
@@ -292,6 +309,15 @@ def _aggregates(supervised: Any) -> bool:
     return isinstance(supervised.settings.weighting, Aggregated)
 
 
+def _check_aggregated(job: Job) -> None:
+    if job.optimizing.accumulate > 1:
+        raise TrainingError("accumulate= does not go with weight=Aggregated(...): write accumulate=1")
+    if job.precision == "float16":  # whose losses are scaled, and the aggregator's gradients would not be
+        raise TrainingError(
+            "precision='float16' does not go with weight=Aggregated(...): write 'bfloat16' or 'float32'"
+        )
+
+
 def _stopping(job: Job, folder: Any) -> list[pl.Callback]:
     """The checkpoint of the last epoch, and of the best one where validation decides when to stop."""
     common: dict[str, Any] = {
@@ -312,6 +338,7 @@ def _logger(wanted: Any, job: Job) -> Any:
     if wanted == "csv":
         return pl_loggers.CSVLogger(save_dir=job.folder, name="logs")
     if wanted == "tensorboard":
+        library("tensorboard", extra="tensorboard", purpose="loggers=['tensorboard']")
         return pl_loggers.TensorBoardLogger(save_dir=job.folder, name="logs")
     if isinstance(wanted, pl_loggers.Logger):
         return wanted

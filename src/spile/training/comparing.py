@@ -74,8 +74,8 @@ class Comparison:
             if scores is not None:
                 found = scores.difference
                 lines.append(
-                    f"{scores.budget}: {self.names[0]} {fmean(scores.a):.3f} ({scores.epochs[0]} epochs), "
-                    f"{self.names[1]} {fmean(scores.b):.3f} ({scores.epochs[1]} epochs), difference "
+                    f"{scores.budget}: {self.names[0]} {fmean(scores.a):.3f} (epochs: {scores.epochs[0]}), "
+                    f"{self.names[1]} {fmean(scores.b):.3f} (epochs: {scores.epochs[1]}), difference "
                     f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] over {found.pairs} seeds"
                 )
         for name, reached in zip(self.names, self.reached, strict=True):

@@ -59,7 +59,7 @@ def write_record(
             "training": {
                 "epochs": [row["epoch"] for row in epochs],
                 "best": fitted.best,
-                "score": epochs[fitted.best].get("test/accuracy"),
+                "score": known(epochs[fitted.best], "test/accuracy"),
                 "seconds": epochs[-1]["seconds"],
                 "heads": heads,
                 "options": {key: value for key, value in options.items() if value not in ("None", "")},
@@ -93,7 +93,7 @@ def charts(epochs: Sequence[Epoch], heads: Sequence[str]) -> list[dict[str, Any]
 
     def lines(names: Mapping[str, str]) -> list[dict[str, Any]]:
         found = [
-            {"name": shown, "values": [row.get(name) for row in epochs]} for shown, name in names.items()
+            {"name": shown, "values": [known(row, name) for row in epochs]} for shown, name in names.items()
         ]
         return [line for line in found if any(value is not None for value in line["values"])]
 
@@ -146,6 +146,12 @@ def charts(epochs: Sequence[Epoch], heads: Sequence[str]) -> list[dict[str, Any]
         ),
     ]
     return [each for each in made if each["lines"]]
+
+
+def known(row: Epoch, name: str) -> float | None:
+    """A number of an epoch; ``None`` where there is none, or it is not known."""
+    value = row.get(name)
+    return None if value is None or value != value else value
 
 
 _PSEUDO = ("coverage", "precision")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ from spile.preprocessing import ImagePreprocessing
 from spile.reporting import write_report
 from spile.training.building import Built, build, load
 from spile.training.recipe import Recipe, checked_options
-from spile.training.record import write_record
+from spile.training.record import known, write_record
 from spile.training.rows import Reader, TrainingRows, choose_rows, open_rows
+from spile.training.saving import save
 
 _RECIPE = "recipe.json"
 _FEW = 8
@@ -38,7 +40,9 @@ class TrainRun:
     best: int
     """Position in `epochs` of the one whose weights were kept."""
     weights: Path
-    """``weights.safetensors`` of a PyTorch model, ``model.keras`` of a Keras model."""
+    """``model/network.safetensors`` of a PyTorch model, ``model/network.keras`` of a Keras model."""
+    problem: str
+    """Why the run cannot be loaded, but for its weights: `spile.load`, ``-m RUN``. Empty where it can."""
     report: Path
     loaded: LoadedModel = field(repr=False)
     """The model with its preprocessing."""
@@ -46,7 +50,7 @@ class TrainRun:
     @property
     def accuracy(self) -> float | None:
         """On the test rows, with the weights that were kept; ``None`` without test rows."""
-        return self.epochs[self.best].get("test/accuracy")
+        return known(self.epochs[self.best], "test/accuracy")
 
     @property
     def seconds(self) -> float:
@@ -60,6 +64,8 @@ class TrainRun:
             f"{self.seconds:.1f} s of training",
             f"report: {self.report}",
         ]
+        if not self.problem:
+            lines.insert(1, f"use it: spile predict {self.path} DATA, or as a model, -m {self.path}")
         return "\n".join(lines)
 
 
@@ -127,15 +133,19 @@ def train(
         title=title,
         command=command,
     )
-    trained = built.loaded.model if built.supervised is None else built.supervised.strip()
-    weights = built.backend.save_trained(trained, folder)
+    if built.supervised is not None:
+        built.supervised.strip()
+    weights, problem = save(folder, built.loaded, classes=rows.classes, main=recipe.main, source=source)
+    if problem:
+        warnings.warn(f"{folder} can be used through its weights alone, {weights}: {problem}", stacklevel=2)
     return TrainRun(
         path=folder,
-        model=trained,
+        model=built.loaded.model,
         classes=rows.classes,
         epochs=fitted.epochs,
         best=fitted.best,
         weights=weights,
+        problem=problem,
         report=write_report(folder),
         loaded=built.loaded,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
@@ -36,22 +37,37 @@ class Net(nn.Module):
         return self.head(self.late(x).relu().mean((2, 3)))
 
 
+PIXELS, NEW = (np.random.default_rng(s).integers(0, 255, (40, 12, 12, 3)).astype(np.uint8) for s in (0, 1))
+
+
 @pytest.fixture
 def pixels() -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).integers(0, 255, (40, 12, 12, 3)).astype(np.uint8)
+    return PIXELS
 
 
-def saved(folder: Path, pixels: Any, at: list[str], classes: Any, estimator: Any = "ridge") -> Any:
+def saved(
+    folder: Path,
+    pixels: Any,
+    at: list[str],
+    classes: Any,
+    estimator: Any = "ridge",
+    *,
+    y: Any = None,
+    calibrate: bool = False,
+) -> Any:
     net = Net().eval()
     x = model_inputs(pixels, preprocessing=SPEC, device=torch.device("cpu"))
     tap = spile.tap(net, at, example=x)
     features = joined([value.detach().numpy() for value in tap(x).values()])
-    y = np.arange(40.0) if classes is None else classes[np.arange(40) % len(classes)]
+    kind: Any = "classes" if y is None else "multilabel"
+    if y is None:
+        y = np.arange(40.0) if classes is None else classes[np.arange(40) % len(classes)]
     if estimator == "ridge":
         head = fit_ridge(features, y, classes=classes, calibrate=classes is not None)
     else:
-        head = fit_head(estimator, features, y, kind="classes")
+        head = fit_head(estimator, features, y, kind=kind, calibrate=calibrate)
     about = {"point": " + ".join(at), "macs": 1000, "params": 600}
+    about["classes"] = None if classes is None else classes.tolist()
     deployment.save(folder, tap=tap, example=x, head=head, preprocessing=SPEC, about=about, exported=True)
     return spile.load(folder, trusted=deployment.untrusted_types(folder))
 
@@ -95,36 +111,66 @@ def _onnx_holds_the_labels(path: Path, model: Any, pixels: Any) -> None:
     assert [held["spile.labels"][i] for i in label] == model.predict(pixels[:5]).tolist()
 
 
-@pytest.mark.parametrize("kind", ["two classes", "numbers", "logistic"])
-def test_heads_of_every_link(tmp_path: Path, pixels: Any, kind: str) -> None:
-    classes = None if kind == "numbers" else np.arange(2) if kind == "two classes" else np.arange(3)
-    model = saved(tmp_path / "m", pixels, ["body"], classes, "logistic" if kind == "logistic" else "ridge")
+HEADS = ["ridge", "logistic", "lda", "linear_svm", "svm", "knn", "svm calibrated", "knn 3", "two", "numbers"]
 
-    (one,) = model.export(tmp_path / "made", pixels[:6], formats="pt2").verified
 
-    assert one.labels_identical is (None if kind == "numbers" else True)
+@pytest.fixture(scope="module", params=HEADS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A saved model with each kind of head, on two layers."""
+    name = request.param
+    classes = {"numbers": None, "two": np.arange(2)}.get(name, np.array(["ant", "bee", "cow"]))
+    estimator: Any = {"two": "ridge", "numbers": "ridge", "knn 3": KNeighborsClassifier(3)}.get(name, name)
+    folder = tmp_path_factory.mktemp("head") / "model"
+    if name == "svm calibrated":
+        return saved(folder, PIXELS, ["stem", "body"], classes, "svm", calibrate=True)
+    return saved(folder, PIXELS, ["stem", "body"], classes, estimator)
+
+
+@pytest.mark.parametrize("name", ["pt2", "openvino", "onnx"])
+def test_heads_of_every_kind_in_every_format(tmp_path: Path, model: Any, name: str) -> None:
+    pytest.importorskip({"pt2": "torch", "onnx": "onnxscript", "openvino": "openvino"}[name])
+    made = model.export(tmp_path / "made", PIXELS[:6], formats=name)
+    (one,) = made.verify(NEW)  # rows that no head was fitted on
+    assert one.largest_difference < 1e-4
+    assert one.labels_identical is (None if model.classes is None else True)
+
+
+@pytest.mark.parametrize("estimator", ["ridge", "svm", "knn"])
+def test_several_labels_a_row(tmp_path: Path, estimator: str) -> None:
+    several = (np.arange(40)[:, None] >> np.arange(3)) & 1
+    model = saved(tmp_path / "m", PIXELS, ["body"], np.array(["ant", "bee", "cow"]), estimator, y=several)
+    made = model.export(tmp_path / "made", PIXELS[:6], formats="pt2")
+    (one,) = made.verify(NEW)
+    assert one.largest_difference < 1e-4 and one.labels_identical
+    described = json.loads((tmp_path / "made" / "model.json").read_text())
+    assert described["labels"] == ["ant", "bee", "cow"]
+    assert f"of each label by itself, which holds above {0.0 if estimator == 'svm' else 0.5}" in (
+        described["scores"]
+    )
+    ran = torch.export.load(tmp_path / "made" / "model.pt2").module()(torch.from_numpy(NEW))
+    np.testing.assert_array_equal(ran[1].numpy(), model.predict(NEW))
 
 
 def test_a_file_that_gives_other_scores_is_an_error(
     tmp_path: Path, pixels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = saved(tmp_path / "m", pixels, ["body"], np.arange(3))
-    original = exporting.linear_head
+    original = exporting.plain_head
 
-    def off(head: Any, *, points: int) -> Any:
-        linear = original(head, points=points)
-        linear.intercept[0] += 1e-3  # the file is written with this one
-        return linear
+    def off(head: Any, **options: Any) -> Any:
+        plain = original(head, **options)
+        plain.model.intercept[0] += 1e-3  # the file is written with this one
+        return plain
 
     made = model.export(tmp_path / "made", pixels[:6], formats="pt2")
-    monkeypatch.setattr(exporting, "linear_head", off)
+    monkeypatch.setattr(exporting, "plain_head", off)
     with pytest.raises(CaptureError, match=r"model.pt2 gives other scores .*labels"):
         made.verify(pixels)
 
 
 def test_heads_and_formats_that_cannot_be(tmp_path: Path, pixels: Any) -> None:
-    model = saved(tmp_path / "m", pixels, ["body"], np.arange(3), KNeighborsClassifier(1))
-    with pytest.raises(ModelError, match=r"KNeighborsClassifier cannot be written into a network; ridge"):
+    model = saved(tmp_path / "m", pixels, ["body"], np.arange(3), GaussianNB())
+    with pytest.raises(ModelError, match=r"GaussianNB cannot be written into a network; ridge"):
         model.export(tmp_path / "made", pixels, formats="pt2")
     with pytest.raises(ModelError, match=r"cannot be exported as 'onyx'. Allowed: .* formats='onnx'"):
         model.export(tmp_path / "made", pixels, formats="onyx")

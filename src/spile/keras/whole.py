@@ -12,11 +12,12 @@ import numpy as np
 from spile.backend import Runner
 from spile.errors import ModelError
 from spile.keras.exporting import first_sentence, read_back
+from spile.keras.fitted import fitted
 from spile.keras.names import is_graph
 from spile.keras.pooling import pooled
 from spile.keras.taps import Tap
 from spile.keras.trees import declared_inputs
-from spile.linear import LinearHead
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 
 FORMATS = {"keras": "model.keras"}
@@ -24,7 +25,7 @@ FORMATS = {"keras": "model.keras"}
 
 def save_whole(
     tap: Tap,
-    head: LinearHead,
+    head: PlainHead,
     inputs: Any,
     folder: Path,
     formats: tuple[str, ...],
@@ -46,7 +47,7 @@ def save_whole(
     return dict.fromkeys(formats, path)
 
 
-def _whole(tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> keras.Model:
+def _whole(tap: Tap, head: PlainHead, images: ImagePreprocessing | None) -> keras.Model:
     network = _tapped(tap)
     declared = network.inputs[0]
     entry = keras.Input(
@@ -54,18 +55,7 @@ def _whole(tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> ker
     )
     found = network(entry if images is None else _normalised(entry, images))
     values = [pooled(value, p.pool, p.layout) for value, p in zip(found, tap.points, strict=True)]
-    parts = [keras.layers.Flatten()(value) for value in values]
-    if head.unit_rows:
-        parts = [keras.layers.UnitNormalization()(part) for part in parts]
-    joined = parts[0] if len(parts) == 1 else keras.layers.Concatenate()(parts)
-    scaled = keras.layers.Normalization(mean=head.mean, variance=np.square(head.scale))(joined)
-    activation = {"softmax": "softmax", "logistic": "sigmoid", "normalised": "sigmoid"}.get(head.link)
-    dense = keras.layers.Dense(head.coef.shape[1], activation=activation, name="scores")
-    scores = dense(scaled)
-    dense.set_weights([head.coef, head.intercept])
-    if head.link == "normalised":
-        scores = keras.layers.UnitNormalization(name="shares")(keras.ops.sqrt(scores)) ** 2
-    return keras.Model(entry, scores)
+    return keras.Model(entry, fitted(head, [keras.layers.Flatten()(value) for value in values]))
 
 
 def _tapped(tap: Tap) -> keras.Model:

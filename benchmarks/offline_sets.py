@@ -54,7 +54,8 @@ def fashion() -> Samples:
     pixels, records = [], []
     for split, prefix in (("train", "train"), ("test", "t10k")):
         found = {
-            kind: next(FASHION.rglob(f"{prefix}-{kind}*")) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+            kind: next(FASHION.rglob(f"{prefix}-{kind}*"))
+            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         }
         held = {k: (gzip.open if p.suffix == ".gz" else open)(p, "rb").read() for k, p in found.items()}
         labels = np.frombuffer(held["labels-idx1-ubyte"], np.uint8, offset=8)
@@ -81,4 +82,6 @@ def some_of(source: Samples, most: int, seed: int = 0) -> Samples:
     """So many samples at random, of each split in proportion to its size; the same ones every time."""
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source.records))[:most])
     records: Any = [source.records[int(i)] for i in chosen]
-    return Samples(f"{source.name}[{len(chosen)}]", source.kind, records, lambda i: source.read(int(chosen[i])))
+    return Samples(
+        f"{source.name}[{len(chosen)}]", source.kind, records, lambda i: source.read(int(chosen[i]))
+    )

@@ -3,11 +3,12 @@
     python benchmarks/transfer_search.py speed --layers 3
     python benchmarks/transfer_search.py memory --rows 100000 --layers 12 --dims 768
 
-``speed``: 1,000 digits, 25 penalties, 5 folds, the same features and folds; for each layer the two run one after
-the other, and the ratio of their times is what counts. `LogisticRegressionCV` runs once a layer and is credited
-with the score of its best penalty on the folds that chose it; spile's penalty is chosen inside the training rows
-of each fold. ``--layers`` takes so many of the 18, evenly spread. ``memory``: random activations with a weak signal in a store
-on disk; prints the time and the highest resident size of the search above what the process had before.
+``speed``: 1,000 digits, 25 penalties, 5 folds, the same features and folds; for each layer the two run one
+after the other, and the ratio of their times is what counts. `LogisticRegressionCV` runs once a layer and is
+credited with the score of its best penalty on the folds that chose it; spile's penalty is chosen inside the
+training rows of each fold. ``--layers`` takes so many of the 18, evenly spread. ``memory``: random
+activations with a weak signal in a store on disk; prints the time and the highest resident size of the search
+above what the process had before.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ def speed(options: Any) -> None:
             flush=True,
         )
     print(
-        f"{len(chosen)} layers: {times[0]:.1f} s against {times[1]:.0f} s, {times[1] / times[0]:.0f} times (a layer: "
-        f"median {np.median(ratios):.0f}, least {min(ratios):.0f}); accuracy {np.mean(gaps):+.4f} on average, "
-        f"{min(gaps):+.4f} to {max(gaps):+.4f}"
+        f"{len(chosen)} layers: {times[0]:.1f} s against {times[1]:.0f} s, {times[1] / times[0]:.0f} times "
+        f"(a layer: median {np.median(ratios):.0f}, least {min(ratios):.0f}); accuracy "
+        f"{np.mean(gaps):+.4f} on average, {min(gaps):+.4f} to {max(gaps):+.4f}"
     )
 
 

@@ -133,9 +133,7 @@ def test_from_photos_to_labels(
 
 
 @pytest.mark.filterwarnings("ignore:cv=5 is more")
-def test_a_learning_curve(
-    capsys: pytest.CaptureFixture[str], model: str, data: Path, tmp_path: Path
-) -> None:
+def test_a_learning_curve(capsys: pytest.CaptureFixture[str], model: str, data: Path, tmp_path: Path) -> None:
     command = ("transfer", data, "-m", model, "-o", tmp_path / "run", "-q", "-l", "0", "--seeds", "2")
 
     code, listed, _ = spile(capsys, *command, "--shots", "3,6", "--json")

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, Self, cast
 
 from spile.errors import ModelError
 from spile.fitting import Fitted, Job
-from spile.plain import PlainHead
 from spile.observation import Observation
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput

@@ -103,8 +103,8 @@ def settle(
 
     `prefix_tokens` counts the class and register tokens before the patches, ``None`` where they could not be
     told; the class token of `text` is its first token. Without `class_token` the prefix is registers alone.
-    ``auto`` is class token and mean of the patches where there are both. A vector (``BC``) is already pooled: every named pool
-    keeps it as it is. `place` is for the message.
+    ``auto`` is class token and mean of the patches where there are both. A vector (``BC``) is already pooled:
+    every named pool keeps it as it is. `place` is for the message.
     """
     if pool.kind in ("none", "callable"):
         return pool

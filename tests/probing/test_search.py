@@ -18,7 +18,7 @@ RNG = np.random.default_rng(3)
 
 
 @pytest.fixture
-def streaming(monkeypatch):
+def many_rows(monkeypatch):
     """Every selection counts as one of many rows."""
     monkeypatch.setattr(task, "STREAM_ROWS", 10)
     monkeypatch.setattr(task, "NESTED_ROWS", 10)
@@ -189,7 +189,7 @@ def test_nested_is_none_for_many_rows_and_for_rows_that_cannot_be_split_again(ma
 def test_streamed_scores_are_close_to_those_in_memory(make_store, layers, request):
     points, y = layers
     memory = probe(make_store(points, y), repeats=2)
-    request.getfixturevalue("streaming")
+    request.getfixturevalue("many_rows")
     streamed = probe(make_store(points, y), repeats=2)
     assert streamed.best.point == "middle"
     assert streamed.nested is None
@@ -204,7 +204,7 @@ def test_streamed_scores_are_close_to_those_in_memory(make_store, layers, reques
     assert (streamed.fit().predict(points["middle"]) == y).mean() > 0.9
 
 
-@pytest.mark.usefixtures("streaming")
+@pytest.mark.usefixtures("many_rows")
 def test_many_rows_need_points_of_bounded_width_and_three_folds(make_store, layers, monkeypatch):
     points, y = layers
     monkeypatch.setattr(search, "STREAM_FEATURES", 9)
@@ -217,7 +217,7 @@ def test_many_rows_need_points_of_bounded_width_and_three_folds(make_store, laye
         probe(make_store(points, y), cv=2)
 
 
-@pytest.mark.usefixtures("streaming")
+@pytest.mark.usefixtures("many_rows")
 def test_binary_labels_are_streamed_alike(make_store, blobs):
     X, y = blobs(80, 5, classes=2)
     result = probe(make_store({"a": X}, np.array(["no", "yes"])[y]))

@@ -125,7 +125,9 @@ def tagged(n: int = 60) -> tuple[np.ndarray[Any, Any], list[set[str]]]:
     held = np.random.default_rng(1).integers(0, 2, (n, 2))
     pixels = np.random.default_rng(0).integers(0, 60, (n, 16, 16, 3), dtype=np.uint8)
     pixels[..., :2] += (held * 120).astype(np.uint8)[:, None, None]
-    return pixels, [{name for name, holds in zip(("red", "green"), row, strict=True) if holds} for row in held]
+    return pixels, [
+        {name for name, holds in zip(("red", "green"), row, strict=True) if holds} for row in held
+    ]
 
 
 @pytest.mark.parametrize("head", ["ridge", "svm", "logistic"])

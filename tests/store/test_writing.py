@@ -310,7 +310,8 @@ def test_several_labels_a_sample_come_back_as_sets(simple, labels, path):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("a", 1), (1, "a"), (1, 2.5), (1.5, "a"), ("a", frozenset()), (frozenset(["a"]), "a")]
+    ("first", "second"),
+    [("a", 1), (1, "a"), (1, 2.5), (1.5, "a"), ("a", frozenset()), (frozenset(["a"]), "a")],
 )
 def test_the_label_type_stays_across_a_resume(tools, tmp_path, first, second):
     writer = create(tmp_path / "a.lance", ONE, tools.MANIFEST)

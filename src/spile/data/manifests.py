@@ -11,8 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from spile.data.images import Pixels, read_image
-from spile.data.samples import Label, Samples, as_label
-from spile.data.source import BadSample, Record
+from spile.data.samples import Samples, as_label
+from spile.data.source import BadSample, Label, Record
 from spile.errors import DataError
 
 SUFFIXES = frozenset({".csv", ".parquet", ".pq"})
@@ -84,8 +84,8 @@ def _check_columns(file: Path, found: list[str]) -> None:
     if len(set(found)) < len(found) or not {"path", "text"} & set(found) or not known:
         raise DataError(
             f"{str(file)!r} has the columns {', '.join(map(repr, found))}; needed: 'path' (or 'text') "
-            "and 'label', each once; allowed besides: 'split', 'group', 'id', and in place of 'label' 'labels', "
-            "several a row as cat|dog. Rename the columns in the file."
+            "and 'label', each once; allowed besides: 'split', 'group', 'id', and in place of 'label' "
+            "'labels', several a row as cat|dog. Rename the columns in the file."
         )
 
 

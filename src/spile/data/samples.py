@@ -130,9 +130,9 @@ def check_unique(name: str, ids: Iterable[str], seen: set[str] | None = None) ->
 
 
 def as_label(value: Any) -> Label:
-    """One label as a Python string, int or float; ``None`` is no label. Several are a set, or a list of names.
+    """One label as a Python string, int or float; ``None`` is no label.
 
-    Raises `DataError` for all else.
+    Several are a set, or a list of names. Raises `DataError` for all else.
     """
     if hasattr(value, "shape"):
         array = to_numpy(value)

@@ -62,7 +62,7 @@ class Deployed:
         return np.concatenate([values for _, values in self._run(data, strict=True)])
 
     def predict(self, data: Any) -> Array:
-        """One label a sample: one number for regression; a row of 0 and 1 a sample, by `classes`, for several.
+        """One label a sample: a number for regression; a row of 0 and 1, by `classes`, for several.
 
         `data` is anything `spile.extract` reads: paths, Pillow images, arrays, a folder, texts for a text
         model. Raises `DataError` naming a sample that cannot be read.
@@ -98,7 +98,8 @@ class Deployed:
         The input is what the preprocessing gives: uint8 images of the model's input size are normalised
         inside; resizing is described in ``model.json``, which also holds the labels. The first output is the
         scores (n, c), probabilities or decision values. A support vector machine brings its vectors along, a
-        kNN all rows it was fitted on. Every file is run on up to 32 samples of `data` and compared with this pipeline.
+        kNN all rows it was fitted on. Every file is run on up to 32 samples of `data` and compared with this
+        pipeline.
 
         Raises `ModelError` for a head of trees or of the user's own and for a model that cannot be converted,
         `MissingDependency` for a format whose package is missing, and `CaptureError` where a file gives

@@ -19,8 +19,8 @@ from spile.data import Batch, batches, open_source
 from spile.errors import CaptureError, DataError, ModelError, nearest
 from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
-from spile.probing.plain_heads import plain_head
 from spile.probing.metrics import named
+from spile.probing.plain_heads import plain_head
 
 if TYPE_CHECKING:
     from spile.probing.deployment import Deployed

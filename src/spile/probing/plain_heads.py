@@ -53,8 +53,8 @@ def plain_head(head: Any, *, points: int, classes: Sequence[Any] | None = None) 
 def _refusal(name: str) -> str:
     if "GradientBoosting" in name or "Forest" in name or "Tree" in name:
         return (
-            f"{name} cannot be written into a network: a tree jumps where a feature crosses a threshold, so a "
-            f"last bit that another runtime rounds otherwise changes its answer. {_REMEDY}"
+            f"{name} cannot be written into a network: a tree jumps where a feature crosses a threshold, so "
+            f"a last bit that another runtime rounds otherwise changes its answer. {_REMEDY}"
         )
     return (
         f"{name} cannot be written into a network; ridge, svm, linear_svm, logistic, lda and knn can, "
@@ -155,7 +155,7 @@ def _machine(model: Any) -> _Raw | None:
 
 
 def _of_pairs(dual: Array, counts: Array) -> Array:
-    """(vectors, pairs) coefficients from libsvm's (classes - 1, vectors): each row is shared by many pairs."""
+    """(vectors, pairs) coefficients from libsvm's (classes - 1, vectors), whose rows pairs share."""
     ends = np.cumsum(counts)
     mine = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
     columns = []

@@ -80,7 +80,9 @@ def texts_again(data: Any, store: Store) -> list[str]:
         raise DataError(f"{source.name} holds no texts, so tf-idf cannot count words. Leave texts out")
     known = {position: record.id for position, record in enumerate(source.records)}
     if [known.get(int(position)) for position in store.positions] != list(store.ids):
-        raise DataError(f"{source.name} is not what the store was made of ({store.manifest.recorded['data']})")
+        raise DataError(
+            f"{source.name} is not what the store was made of ({store.manifest.recorded['data']})"
+        )
     return texts_of(source, store) or []
 
 

@@ -182,8 +182,8 @@ def _set_aside_several(labels: Array, rows: Rows, groups: Rows | None, seed: int
             return Split(rows[folds != part], rows[folds == part])
     rare = names[int(np.minimum(holds.sum(axis=0), (~holds).sum(axis=0)).argmin())]
     raise ProbeError(
-        f"every fifth that could be set aside to measure leaves less than two rows with, or without, {rare!r}: "
-        "add rows, leave the label out, or give a split column"
+        "every fifth that could be set aside to measure leaves less than two rows with, or without, "
+        f"{rare!r}: add rows, leave the label out, or give a split column"
     )
 
 

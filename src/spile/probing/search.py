@@ -86,7 +86,8 @@ def probe(
         repeats: How often the folds are drawn anew. ``"auto"``: ten times up to 100 rows, once from 1,000.
         combine: ``"single"``, one point at a time; ``"greedy"``, also the best one with further points added
             while each gains more than its standard error; ``"banded"``, also all points with a penalty each
-            (ridge only; above 10,000 rows see `spile.probing.streaming`). The rows of combined points are scaled to length 1.
+            (ridge only; above 10,000 rows see `spile.probing.streaming`). The rows of combined points are
+            scaled to length 1.
         rule: ``"best"``, or ``"1se"``: the fewest MACs within one standard error of the best.
         rows: Positions (or a mask) of the rows to use. By default those of the split ``"train"``; in a store
             without one, those without a split. Rows of other splits are never looked at.

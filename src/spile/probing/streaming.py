@@ -2,8 +2,8 @@
 
 Memory: about ``(folds + 4) * 8 * d**2`` bytes for `d` features, whatever the number of rows.
 
-Of several layers with a penalty each the penalties are found on 2,000 of the training rows, evenly spaced, and
-the layers of the largest shares are kept, up to 4,096 features; the model itself is fitted on all rows.
+Of several layers with a penalty each the penalties are found on 2,000 of the training rows, evenly spaced,
+and the layers of the largest shares are kept, up to 4,096 features; the model itself is fitted on all rows.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def banded_fits(features: Features, candidate: Candidate, task: Task, held_out: 
 def held_out_rows(
     features: Features, candidate: Candidate, task: Task, held_out: Index, fits: Sequence[Fit]
 ) -> Iterator[tuple[int, Index, RidgeFit, Array]]:
-    """Yield fold, positions, model and features of rows that the model has not seen, in one pass a set of points.
+    """Yield fold, positions, model and features of rows that the model has not seen.
 
-    `held_out` is -1 for rows that are passed over.
+    One pass for each set of points. `held_out` is -1 for rows that are passed over.
     """
     for points in dict.fromkeys(points for points, _ in fits):
         for at, X in features.stream(candidate, task.rows, points):
@@ -127,7 +127,7 @@ def widened(fit: RidgeFit, widths: Sequence[int], taken: Array) -> RidgeFit:
 def _weighted(
     features: Features, candidate: Candidate, task: Task, at: Index
 ) -> tuple[tuple[str, ...], Array]:
-    """The points to keep and the weights of their columns, found on some of the rows at the positions `at`."""
+    """The points to keep and the weights of their columns, found on some of the rows at `at`."""
     few = at[:: -(-len(at) // _BAND_ROWS)]
     some = replace(task, rows=task.rows[few], y=task.y[few], inner=())
     parts = features.of(some).parts(candidate, some.rows)

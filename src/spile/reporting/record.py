@@ -318,7 +318,9 @@ class Run:
         ``"raw"`` is the input without the network; of texts that is tf-idf.
         """
         kinds = ("raw", "tfidf") if kind == "raw" else (kind,)
-        scored = sorted((row for row in self.table if row.baseline in kinds), key=lambda row: row.score is None)
+        scored = sorted(
+            (row for row in self.table if row.baseline in kinds), key=lambda row: row.score is None
+        )
         return next(iter(scored), None)
 
     @cached_property

@@ -138,8 +138,8 @@ def _kind_of(label: Any, sample: str) -> pa.DataType:
         if isinstance(label, kinds):
             return arrow
     raise StoreError(
-        f"The label of sample {sample!r} is {label!r}. Allowed: a string, an integer, a float, a frozenset of "
-        "strings or of integers, or None"
+        f"The label of sample {sample!r} is {label!r}. Allowed: a string, an integer, a float, a frozenset "
+        "of strings or of integers, or None"
     )
 
 

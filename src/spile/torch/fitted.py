@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -110,8 +111,8 @@ class _Nearest(nn.Module):
 
 
 def _hold(module: nn.Module, **arrays: Array) -> None:
-    for name, array in arrays.items():
-        module.register_buffer(name, torch.tensor(array, dtype=torch.float32))
+    for name, array in arrays.items():  # torch.export saves no transposed tensor whole
+        module.register_buffer(name, torch.tensor(np.ascontiguousarray(array), dtype=torch.float32))
 
 
 def _unit(part: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch.export import ExportedProgram
 
 from spile.backend import Runner
 from spile.errors import MissingDependency, ModelError
-from spile.plain import PlainHead
 from spile.loading import first_line
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.engines import model_inputs, normalised
 from spile.torch.exporting import Flows, traced
@@ -31,8 +31,8 @@ FORMATS = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
 class Whole(nn.Module):
     """From a batch to ``(scores (n, c) float32, index of the largest (n,))``; the same for numbers.
 
-    Where a row has several labels the second is (n, c), 1 where a label holds. uint8 pixels (n, height, width,
-    channels) of the model's input size are normalised inside.
+    Where a row has several labels the second is (n, c), 1 where a label holds. uint8 pixels (n, height,
+    width, channels) of the model's input size are normalised inside.
     """
 
     def __init__(self, tap: Tap, head: PlainHead, images: ImagePreprocessing | None) -> None:

@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_of_every_kind(tmp_path: Path, run: Any, name: str) -> None:
-    head = run.result.fit("body", estimator=name.split()[0], calibrate="calibrated" in name)
+    head = run.result.fit(estimator=name.split()[0], calibrate="calibrated" in name)
     model = dataclasses.replace(run.model, head=head)
     new = np.random.default_rng(1).normal(0, 0.3, (20, 16, 16, 3)).astype(np.float32)
 

@@ -86,6 +86,7 @@ def test_zeros_stay_zeros() -> None:
     assert FittedHead(HEADS["ridge"])(zeros).isfinite().all()
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_head_in_every_format(tmp_path: Path, program: Any, name: str) -> None:
     pytest.importorskip({"pt2": "torch", "onnx": "onnxscript", "openvino": "openvino"}[name])

@@ -19,6 +19,7 @@ from spile.keras.taps import Tap
 from spile.keras.trees import declared_inputs
 from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
+from spile.resolution import Point
 
 FORMATS = {"keras": "model.keras"}
 
@@ -61,24 +62,47 @@ def _whole(tap: Tap, head: PlainHead, images: ImagePreprocessing | None) -> kera
 def _tapped(tap: Tap) -> keras.Model:
     """A copy of the network that gives a list of the points' tensors, without the layers past them.
 
-    Raises `ModelError` where a point is not the single output of a layer in a graph of one input.
+    Raises `ModelError` where a point is not the single output, or input, of a layer in a graph of one input.
     """
     model = tap.pruned()
-    odd = next((p.name for p in tap.points if p.side != "out" or p.call or p.item or not p.path), None)
-    tokens = next((p.name for p in tap.points if "T" in (p.layout or "")), None)
-    if odd is not None or tokens is not None or not _is_chain(model) or len(model.inputs) != 1:
-        what = f"{odd or tokens} is no plain output" if odd or tokens else "it has no graph of one input"
-        raise ModelError(
-            f"{type(tap.model).__name__} cannot be put into a new model ({what}): use the saved folder, "
-            "spile.load('run'), or a functional model and layers that give vectors or maps"
-        )
+    if not _is_chain(model) or len(model.inputs) != 1:
+        raise _refused(tap, "it has no graph of one input")
     copy = keras.models.clone_model(model)  # so that the user's layers are not given another graph
     copy.set_weights(model.get_weights())
-    grown = _grown(copy, [point.path.split("/") for point in tap.points], needed=False)
+    paths = []
+    for point in tap.points:
+        path = None if "T" in (point.layout or "") else _producer(copy, point)
+        if path is None:
+            raise _refused(tap, f"{point.name} is no plain output")
+        paths.append(path)
+    grown = _grown(copy, [path.split("/") for path in paths], needed=False)
     order = {path: i for i, path in enumerate(grown.paths)}
     return keras.Model(
-        grown.model.inputs, [grown.model.outputs[order[point.path]] for point in tap.points], name="network"
+        grown.model.inputs, [grown.model.outputs[order[path]] for path in paths], name="network"
     )
+
+
+def _refused(tap: Tap, what: str) -> ModelError:
+    return ModelError(
+        f"{type(tap.model).__name__} cannot be put into a new model ({what}): use the saved folder, "
+        "spile.load('run'), or a functional model and layers that give vectors or maps"
+    )
+
+
+def _producer(model: keras.Model, point: Point) -> str | None:
+    """The path of the layer whose single output the point is: of a layer's input, the one before it."""
+    if point.call or point.item or not point.path:
+        return None
+    if point.side == "out":
+        return point.path
+    *outer, last = point.path.split("/")
+    for name in outer:
+        model = model.get_layer(name)
+    try:
+        operation = model.get_layer(last).input._keras_history.operation
+    except AttributeError:  # no input, or several
+        return None
+    return None if isinstance(operation, keras.layers.InputLayer) else "/".join([*outer, operation.name])
 
 
 class _Grown(NamedTuple):

@@ -132,6 +132,62 @@ def test_from_photos_to_labels(
     assert code == 0 and shown.strip() == str(out / "report.html") and (out / "report.html").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:cv=5 is more")
+def test_a_learning_curve(capsys: pytest.CaptureFixture[str], model: str, data: Path, tmp_path: Path) -> None:
+    command = ("transfer", data, "-m", model, "-o", tmp_path / "run", "-q", "-l", "0", "--seeds", "2")
+
+    code, listed, _ = spile(capsys, *command, "--shots", "3,6", "--json")
+    value = json.loads(listed)
+    assert code == 0
+    assert [(point["shots"], point["seeds"]) for point in value["curve"]] == [(3, 2), (6, 2)]
+    assert value["curve"][0]["chosen_interval"] is not None
+
+    code, _, err = spile(capsys, *command, "--shots", "3,x")
+    assert code == 2 and "no list of whole numbers" in err
+
+
+@pytest.mark.parametrize("kind", ["several", "numbers"])
+def test_manifests_of_several_labels_and_of_numbers(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path, kind: str
+) -> None:
+    pytest.importorskip("onnxscript")
+    rng, rows = np.random.default_rng(0), []
+    for i in range(40):
+        pixels = rng.integers(0, 60, (16, 16, 3), dtype=np.uint8)
+        pixels[..., 0] += 120 * (i % 2)
+        pixels[..., 1] += 3 * i if kind == "numbers" else 120 * (i // 2 % 2)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        names = [name for name, holds in (("red", i % 2), ("green", i // 2 % 2)) if holds]
+        rows.append(f"{i}.png,{'|'.join(names) if kind == 'several' else i / 4}")
+    header = "path,labels" if kind == "several" else "path,label"
+    (tmp_path / "list.csv").write_text("\n".join([header, *rows]))
+    out = tmp_path / "run"
+
+    code, listed, err = spile(
+        capsys, "transfer", tmp_path / "list.csv", "-m", model, "-o", out, "-q", "-l", "0", "--json"
+    )
+    assert code == 0 and not err
+    value = json.loads(listed)
+    assert value["metric"] == ("average_precision" if kind == "several" else "r2")
+    assert value["test_score"] > 0.95
+
+    _, listed, _ = spile(capsys, "predict", out, tmp_path / "list.csv", "--json")
+    found = {row["id"]: row for row in json.loads(listed)}
+    _, shown, _ = spile(capsys, "predict", out, tmp_path / "3.png")
+    if kind == "several":
+        assert found["0.png"]["label"] == [] and found["3.png"]["label"] == ["green", "red"]
+        assert found["1.png"]["probabilities"]["red"] > 0.5 > found["1.png"]["probabilities"]["green"]
+        assert "green, red" in shown
+    else:
+        assert found["20.png"]["label"] == pytest.approx(5.0, abs=1.0)
+
+    code, listed, err = spile(
+        capsys, "export", out, tmp_path / "list.csv", "-o", tmp_path / "made", "-f", "onnx", "--json"
+    )
+    assert code == 0 and not err
+    assert json.loads(listed)["labels"] == (["green", "red"] if kind == "several" else None)
+
+
 def test_extracting_again_goes_on_and_add_adds(
     capsys: pytest.CaptureFixture[str], model: str, data: Path, tmp_path: Path
 ) -> None:

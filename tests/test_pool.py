@@ -154,8 +154,8 @@ VECTORS = ["BC", "CB", "B"]
 ODD = ["B???", "BTTC", "B?C", "BYX"]
 
 
-def settled(pool: Any, layout: str | None, prefix_tokens: int | None = 1, *, text: bool = False) -> str:
-    chosen = settle(parse(pool), layout, place="layer1", prefix_tokens=prefix_tokens, text=text)
+def settled(pool: Any, layout: str | None, prefix_tokens: int | None = 1, **options: bool) -> str:
+    chosen = settle(parse(pool), layout, place="layer1", prefix_tokens=prefix_tokens, **options)
     return str(chosen)
 
 
@@ -172,7 +172,7 @@ def test_what_every_pool_becomes_on_every_layout(layout: str) -> None:
         None: "none",
         first_token: "callable:first_token",
         "flatten": "flatten",
-        "auto": "avg" if spatial else "mean" if tokens else "flatten" if vector else None,
+        "auto": "avg" if spatial else "cls+mean" if tokens else "flatten" if vector else None,
     }
     expected |= {
         name: name if spatial else "flatten" if vector else None for name in ("avg", "max", "gem", "grid:2")
@@ -196,6 +196,14 @@ def test_without_a_samples_axis_only_the_whole_tensor_can_be_kept(pool: str, lay
     )
     assert settled(None, layout) == "none"
     assert settled(first_token, layout) == "callable:first_token"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options"), [(0, {}), (None, {}), (1, {"text": True}), (4, {"class_token": False})]
+)
+def test_the_default_of_tokens_without_a_class_token_is_their_mean(prefix: Any, options: Any) -> None:
+    assert settled("auto", "BTC", prefix, **options) == "mean"
+    assert settled("auto", "BTC", 1) == "cls+mean"
 
 
 @pytest.mark.parametrize("pool", ["cls", "cls+mean"])

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, Self, cast
 
 from spile.errors import ModelError
 from spile.fitting import Fitted, Job
-from spile.linear import LinearHead
 from spile.observation import Observation
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
@@ -253,7 +253,7 @@ class Backend(Protocol):
     def save_whole(
         self,
         tap: Tap,
-        head: LinearHead,
+        head: PlainHead,
         inputs: Any,
         folder: Path,
         formats: tuple[str, ...],

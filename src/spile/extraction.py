@@ -257,6 +257,7 @@ class _Run:
                 if origin
                 else f"{type(self.tap.model).__module__}.{type(self.tap.model).__qualname__}",
                 "data": self.source.name,
+                "kind": self.source.kind,
                 "engine": dict(self.engine.notes),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "numpy": np.__version__,

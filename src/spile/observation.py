@@ -73,6 +73,8 @@ class Observation:
     """Those of the last block; a layer's own are in `Item.prefix_tokens`."""
     text: bool = False
     """The inputs are token ids."""
+    class_token: bool = True
+    """The first of the prefix tokens, where there are any, is a class token and no register."""
     value_dependent: bool = False
     """Which layers run, and how often, may depend on the values of the inputs."""
 

@@ -91,13 +91,20 @@ def _exponent(pool: str, size: str) -> float:
 
 
 def settle(
-    pool: Pool, layout: str | None, *, place: str, prefix_tokens: int | None, text: bool = False
+    pool: Pool,
+    layout: str | None,
+    *,
+    place: str,
+    prefix_tokens: int | None,
+    text: bool = False,
+    class_token: bool = True,
 ) -> Pool:
     """Choose what ``auto`` means for a `layout`, and refuse pools that do not fit it.
 
     `prefix_tokens` counts the class and register tokens before the patches, ``None`` where they could not be
-    told; the class token of `text` is its first token. A vector (``BC``) is already pooled: every named pool
-    keeps it as it is. `place` is for the message.
+    told; the class token of `text` is its first token. Without `class_token` the prefix is registers alone.
+    ``auto`` is class token and mean of the patches where there are both. A vector (``BC``) is already pooled:
+    every named pool keeps it as it is. `place` is for the message.
     """
     if pool.kind in ("none", "callable"):
         return pool
@@ -115,7 +122,7 @@ def settle(
         if spatial:
             return Pool("avg")
         if tokens:
-            return Pool("mean")
+            return Pool("cls+mean" if prefix_tokens and class_token and not text else "mean")
         raise PoolError(f"{place} has axes {layout!r}, which 'auto' does not cover: {_ANY_AXES}")
     if pool.kind in SPATIAL and not spatial:
         remedy = "use pool='mean', 'cls' or 'auto'" if tokens else _ANY_AXES
@@ -127,10 +134,9 @@ def settle(
         raise PoolError(
             f"{place} is no sequence but has axes {layout!r}; pool {str(pool)!r} is for tokens: {remedy}"
         )
-    if "cls" in pool.kind and not text and not prefix_tokens:
-        why = (
-            "has no class token" if prefix_tokens == 0 else "has tokens whose class token could not be found"
-        )
+    if "cls" in pool.kind and not text and not (prefix_tokens and class_token):
+        known = prefix_tokens == 0 or not class_token
+        why = "has no class token" if known else "has tokens whose class token could not be found"
         raise PoolError(f"{place} {why}: use pool='mean', or a callable such as lambda x: x[:, 0]")
     return pool
 

@@ -200,6 +200,7 @@ def _point(
         place=f"{shown!s} (shape {list(item.shape)})",
         prefix_tokens=observation.prefix_tokens if item.prefix_tokens is None else item.prefix_tokens,
         text=observation.text,
+        class_token=observation.class_token,
     )
     out = shown.side == "out"
     return Point(

@@ -50,6 +50,14 @@ def test_images_with_class_names_are_decoded_here(tmp_path):
             source.read(position)
 
 
+def test_several_class_names_a_text():
+    names = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog", "owl"]))
+    source = open_source(
+        made({"text": datasets.Value("string"), "labels": names}, text=["a", "b"], labels=[[0, 2], []])
+    )
+    assert [record.label for record in source.records] == [frozenset({"cat", "owl"}), frozenset()]
+
+
 def test_texts_with_ids():
     text = {
         "id": datasets.Value("string"),

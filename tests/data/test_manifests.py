@@ -92,9 +92,18 @@ def test_parquet_keeps_the_types_of_its_labels(tmp_path):
     assert labels(open_source(tmp_path / "coded.parquet")) == ["cat"]
 
 
+def test_several_names_a_row(tmp_path):
+    rows = "path,labels\na.png,cat|dog\nb.png,\nc.png, owl \n"
+    found = labels(open_source(write(tmp_path / "list.csv", rows)))
+    assert found == [frozenset({"cat", "dog"}), frozenset(), frozenset({"owl"})]
+    table = pa.table({"path": ["a.png", "b.png"], "labels": [["cat", "dog"], []]})
+    pq.write_table(table, tmp_path / "list.parquet")
+    assert labels(open_source(tmp_path / "list.parquet")) == [frozenset({"cat", "dog"}), frozenset()]
+
+
 @pytest.mark.parametrize(
     "header",
-    ["file,class", "path", "label,split", "path,label,label", "path, label"],
+    ["path,label,labels", "file,class", "path", "label,split", "path,label,label", "path, label"],
     ids=lambda value: value,
 )
 def test_wrong_columns_are_listed_with_the_needed_ones(tmp_path, header):

@@ -75,7 +75,14 @@ def test_labels_become_plain_python(value, expected):
     assert as_label(value) == expected and type(as_label(value)) is type(expected)
 
 
-@pytest.mark.parametrize("value", [np.zeros(2), [1, 2], {"boxes": 1}, b"x"])
+@pytest.mark.parametrize(
+    "value, expected", [({"a", "b"}, {"a", "b"}), (["b", "a", "b"], {"a", "b"}), (set(), set()), ({2}, {2})]
+)
+def test_several_labels_become_a_set(value, expected):
+    assert as_label(value) == frozenset(expected) and isinstance(as_label(value), frozenset)
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), [1, 2], {"boxes": 1}, b"x", {1, "a"}, {1.5}])
 def test_labels_that_are_not_one_value_are_refused(value):
     with pytest.raises(DataError, match="a label is one number or one string a sample"):
         as_label(value)
@@ -86,5 +93,10 @@ def test_tensor_labels_and_columns_of_labels():
 
     assert open_source((DATA, torch.arange(10)[:, None])).records[9].label == 9
     assert type(as_label(torch.tensor(1.5))) is float
+    assert [record.label for record in open_source((DATA, np.eye(10))).records] == list(range(10))
+    rows = np.eye(10, 3, dtype=np.float32)  # seven of them without any label
+    labels = [record.label for record in open_source((DATA, rows)).records]
+    assert labels[:4] == [frozenset({0}), frozenset({1}), frozenset({2}), frozenset()]
+    assert open_source((DATA, [["a"]] * 5 + [["a", "b"]] * 5)).records[0].label == frozenset({"a"})
     with pytest.raises(DataError, match="a label is one"):
-        open_source((DATA, np.eye(10)))
+        open_source((DATA, np.eye(10) / 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,36 @@ def functional() -> keras.Model:
     y = layers.Conv2D(8, 3, name="body")(y)
     y = layers.GlobalAveragePooling2D()(layers.Conv2D(256, 3, name="late")(y))
     return keras.Model(x, layers.Dense(4)(y))
+
+
+HEADS = ["logistic", "lda", "linear_svm", "svm", "knn", "svm calibrated"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    images, _ = _images(False)
+    labels = [("ant", "bee", "cow")[i % 3] for i in range(40)]
+    return spile.transfer(
+        functional(),
+        (images, labels),
+        tmp_path_factory.mktemp("run"),
+        addresses=["body"],
+        cv=3,
+        nested=False,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_of_every_kind(tmp_path: Path, run: Any, name: str) -> None:
+    head = run.result.fit(estimator=name.split()[0], calibrate="calibrated" in name)
+    model = dataclasses.replace(run.model, head=head)
+    new = np.random.default_rng(1).normal(0, 0.3, (20, 16, 16, 3)).astype(np.float32)
+
+    (one,) = model.export(tmp_path / "made", new).verified
+
+    assert one.largest_difference < 1e-4
+    assert one.labels_identical
 
 
 @pytest.mark.parametrize("pixels", [False, True])

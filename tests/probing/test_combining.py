@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.svm import SVC
 
 from spile.errors import ProbeError
-from spile.probing import banding, probe, task
-from spile.probing.features import joined, unit_rows
+from spile.probing import banding, probe, streaming, task
+from spile.probing.features import Candidate, Features, joined, unit_rows
 from spile.probing.ridge import fit_ridge, targets
 
 
@@ -192,15 +194,42 @@ def test_the_nested_estimate_of_a_combination_is_not_optimistic(make_store):
     assert np.mean(best) > np.mean(nested) + 0.05
 
 
-def test_greedy_streams_too_and_banded_says_that_it_does_not(halves, monkeypatch):
-    store, _, _ = halves
-    memory = probe(store, combine="greedy", repeats=1, nested=False)
+@pytest.mark.parametrize("combine", ["greedy", "banded"])
+def test_combinations_are_streamed_alike(halves, monkeypatch, combine):
+    store, points, y = halves
+    memory = probe(store, combine=combine, repeats=1, nested=False)
     monkeypatch.setattr(task, "STREAM_ROWS", 10)
-    streamed = probe(store, combine="greedy", repeats=1, nested=False)
+    streamed = probe(store, combine=combine, repeats=1, nested=False)
+    assert set(streamed.points) >= {"first", "second"}
     assert streamed.points == memory.points
     assert streamed.best.score == pytest.approx(memory.best.score, abs=0.06)
-    with pytest.raises(ProbeError, match=r"holds its rows in memory.*combine='greedy'"):
-        probe(store, combine="banded")
+    fit = streamed.fit(calibrate=True)
+    features = joined([points[name] for name in streamed.points])
+    assert (fit.predict(features) == y).mean() > 0.85
+    assert fit.temperature == pytest.approx(memory.fit(calibrate=True).temperature, rel=0.3)
+
+
+def test_streamed_bands_are_of_bounded_width_and_do_not_see_held_out_rows(halves, make_store, monkeypatch):
+    _, points, y = halves
+    monkeypatch.setattr(task, "STREAM_ROWS", 10)
+    monkeypatch.setattr(streaming, "STREAM_FEATURES", 17)  # first and second have 18
+    store = make_store(points, y)
+    plan = probe(store, repeats=1, nested=False)._task
+    candidate = Candidate(tuple(points), banded=True)
+
+    def fits(store, plan):
+        return streaming.banded_fits(Features(store, plan), candidate, plan, plan.folds[0])
+
+    before = fits(store, plan)
+    assert all(sum(points[name].shape[1] for name in taken) <= 17 for taken, _ in before)
+    held_out = plan.folds[0]
+    wild = {k: np.where((held_out == 2)[:, None], v * -1e4 + 99, v) for k, v in points.items()}
+    changed = dataclasses.replace(plan, y=np.where(held_out == 2, (y + 1) % 4, y))
+    after = fits(make_store(wild, changed.y), changed)
+    for name in ("mean", "scale", "coef", "intercept", "alpha"):
+        assert np.array_equal(getattr(before[2][1], name), getattr(after[2][1], name)), name
+    assert before[2][0] == after[2][0]
+    assert not np.array_equal(before[1][1].mean, after[1][1].mean)
 
 
 def test_banded_is_ridge_and_greedy_takes_any_estimator(halves):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.naive_bayes import GaussianNB
 from torch import Tensor, nn
 
 import spile
@@ -36,22 +36,37 @@ class Net(nn.Module):
         return self.head(self.late(x).relu().mean((2, 3)))
 
 
+PIXELS, NEW = (np.random.default_rng(s).integers(0, 255, (40, 12, 12, 3)).astype(np.uint8) for s in (0, 1))
+
+
 @pytest.fixture
 def pixels() -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).integers(0, 255, (40, 12, 12, 3)).astype(np.uint8)
+    return PIXELS
 
 
-def saved(folder: Path, pixels: Any, at: list[str], classes: Any, estimator: Any = "ridge") -> Any:
+def saved(
+    folder: Path,
+    pixels: Any,
+    at: list[str],
+    classes: Any,
+    estimator: Any = "ridge",
+    *,
+    y: Any = None,
+    calibrate: bool = False,
+) -> Any:
     net = Net().eval()
     x = model_inputs(pixels, preprocessing=SPEC, device=torch.device("cpu"))
     tap = spile.tap(net, at, example=x)
     features = joined([value.detach().numpy() for value in tap(x).values()])
-    y = np.arange(40.0) if classes is None else classes[np.arange(40) % len(classes)]
+    kind: Any = "classes" if y is None else "multilabel"
+    if y is None:
+        y = np.arange(40.0) if classes is None else classes[np.arange(40) % len(classes)]
     if estimator == "ridge":
         head = fit_ridge(features, y, classes=classes, calibrate=classes is not None)
     else:
-        head = fit_head(estimator, features, y, kind="classes")
+        head = fit_head(estimator, features, y, kind=kind, calibrate=calibrate)
     about = {"point": " + ".join(at), "macs": 1000, "params": 600}
+    about["classes"] = None if classes is None else classes.tolist()
     deployment.save(folder, tap=tap, example=x, head=head, preprocessing=SPEC, about=about, exported=True)
     return spile.load(folder, trusted=deployment.untrusted_types(folder))
 
@@ -95,36 +110,56 @@ def _onnx_holds_the_labels(path: Path, model: Any, pixels: Any) -> None:
     assert [held["spile.labels"][i] for i in label] == model.predict(pixels[:5]).tolist()
 
 
-@pytest.mark.parametrize("kind", ["two classes", "numbers", "logistic"])
-def test_heads_of_every_link(tmp_path: Path, pixels: Any, kind: str) -> None:
-    classes = None if kind == "numbers" else np.arange(2) if kind == "two classes" else np.arange(3)
-    model = saved(tmp_path / "m", pixels, ["body"], classes, "logistic" if kind == "logistic" else "ridge")
-
-    (one,) = model.export(tmp_path / "made", pixels[:6], formats="pt2").verified
-
+@pytest.mark.parametrize("kind", ["numbers", "svm", "knn"])
+def test_heads_that_are_not_of_classes_or_not_linear(tmp_path: Path, kind: str) -> None:
+    """tests/torch/test_fitted.py has every kind in every format; here they stand on a network."""
+    classes = None if kind == "numbers" else np.array(["ant", "bee", "cow"])
+    model = saved(tmp_path / "m", PIXELS, ["body"], classes, "ridge" if kind == "numbers" else kind)
+    made = model.export(tmp_path / "made", PIXELS[:6], formats="pt2")
+    (one,) = made.verify(NEW)  # rows that the head was not fitted on
+    assert one.largest_difference < 1e-4
     assert one.labels_identical is (None if kind == "numbers" else True)
+    described = json.loads((tmp_path / "made" / "model.json").read_text())
+    assert described["scores"] == {"numbers": "numbers", "svm": "decision values"}.get(kind, "probabilities")
+
+
+@pytest.mark.parametrize("estimator", ["ridge", "svm"])
+def test_several_labels_a_row(tmp_path: Path, estimator: str) -> None:
+    several = (np.arange(40)[:, None] >> np.arange(3)) & 1
+    model = saved(tmp_path / "m", PIXELS, ["body"], np.array(["ant", "bee", "cow"]), estimator, y=several)
+    made = model.export(tmp_path / "made", PIXELS[:6], formats="pt2")
+    (one,) = made.verify(NEW)
+    assert one.largest_difference < 1e-4 and one.labels_identical
+    described = json.loads((tmp_path / "made" / "model.json").read_text())
+    assert described["labels"] == ["ant", "bee", "cow"]
+    assert (
+        f"of each label by itself, which holds above {0.0 if estimator == 'svm' else 0.5}"
+        in (described["scores"])
+    )
+    ran = torch.export.load(tmp_path / "made" / "model.pt2").module()(torch.from_numpy(NEW))
+    np.testing.assert_array_equal(ran[1].numpy(), model.predict(NEW))
 
 
 def test_a_file_that_gives_other_scores_is_an_error(
     tmp_path: Path, pixels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = saved(tmp_path / "m", pixels, ["body"], np.arange(3))
-    original = exporting.linear_head
+    original = exporting.plain_head
 
-    def off(head: Any, *, points: int) -> Any:
-        linear = original(head, points=points)
-        linear.intercept[0] += 1e-3  # the file is written with this one
-        return linear
+    def off(head: Any, **options: Any) -> Any:
+        plain = original(head, **options)
+        plain.model.intercept[0] += 1e-3  # the file is written with this one
+        return plain
 
     made = model.export(tmp_path / "made", pixels[:6], formats="pt2")
-    monkeypatch.setattr(exporting, "linear_head", off)
+    monkeypatch.setattr(exporting, "plain_head", off)
     with pytest.raises(CaptureError, match=r"model.pt2 gives other scores .*labels"):
         made.verify(pixels)
 
 
 def test_heads_and_formats_that_cannot_be(tmp_path: Path, pixels: Any) -> None:
-    model = saved(tmp_path / "m", pixels, ["body"], np.arange(3), KNeighborsClassifier(1))
-    with pytest.raises(ModelError, match=r"KNeighborsClassifier cannot be written into a network; ridge"):
+    model = saved(tmp_path / "m", pixels, ["body"], np.arange(3), GaussianNB())
+    with pytest.raises(ModelError, match=r"GaussianNB cannot be written into a network; ridge"):
         model.export(tmp_path / "made", pixels, formats="pt2")
     with pytest.raises(ModelError, match=r"cannot be exported as 'onyx'. Allowed: .* formats='onnx'"):
         model.export(tmp_path / "made", pixels, formats="onyx")

@@ -9,7 +9,6 @@ from sklearn.svm import LinearSVC
 
 from spile.errors import ProbeError
 from spile.probing import heads, probe, task
-from spile.probing.linear_heads import linear_head
 from spile.probing.metrics import Scorer
 from spile.probing.ridge import fit_ridge
 
@@ -153,7 +152,6 @@ def test_several_labels_a_row(make_store, given, estimator):
     fit = result.fit(calibrate=True)
     assert (fit.predict(points["good"]) == Y).mean() > 0.9
     if estimator == "ridge":
-        assert linear_head(fit, points=1).link == "logistic"
         chances = fit.predict_proba(points["good"])
         assert np.abs(chances.mean(axis=0) - Y.mean(axis=0)).max() < 0.1
 
@@ -166,19 +164,3 @@ def test_labels_that_are_no_labels(make_store):
         probe(store, labels=[[0, 2], [1, 0], [1, 1], [0, 0]])
     with pytest.raises(ProbeError, match="every label needs two rows with it"):
         probe(store, labels=[{"a"}, set(), {"b"}, {"b"}])
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("calibrate", [False, True])
-@pytest.mark.parametrize("name", ["ridge", "linear_svm", "logistic", "lda"])
-def test_a_linear_head_as_arrays_says_what_the_fit_says(make_store, blobs, name, classes, calibrate):
-    X, y = blobs(90, 6, classes=classes, spread=1.5)
-    fit = probe(make_store({"a": X}, y), nested=False, repeats=1).fit(estimator=name, calibrate=calibrate)
-    linear = linear_head(fit, points=1)
-    scores = linear(X)
-    assert scores.shape == (90, classes)
-    np.testing.assert_array_equal(np.asarray(linear.labels)[scores.argmax(axis=1)], fit.predict(X))
-    if linear.link != "none":
-        np.testing.assert_allclose(scores, fit.predict_proba(X), atol=1e-5)
-    else:
-        assert name == "linear_svm" and not calibrate

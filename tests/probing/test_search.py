@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.svm import SVC
 
 from spile.errors import MissingDependency, ProbeError
-from spile.probing import RidgeFit, probe, scoring, search, task
+from spile.probing import RidgeFit, probe, scoring, search, streaming, task
 from spile.probing.features import Candidate, Features
 from spile.probing.result import ProbeRow, choose, pareto
 
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(3)
 
 
 @pytest.fixture
-def streaming(monkeypatch):
+def many_rows(monkeypatch):
     """Every selection counts as one of many rows."""
     monkeypatch.setattr(task, "STREAM_ROWS", 10)
     monkeypatch.setattr(task, "NESTED_ROWS", 10)
@@ -69,15 +69,15 @@ def test_fits_do_not_see_held_out_rows(make_store, layers, monkeypatch, stream_r
     monkeypatch.setattr(task, "STREAM_ROWS", stream_rows)
     monkeypatch.setattr(task, "NESTED_ROWS", 0)
     fits: list[RidgeFit] = []
-    for name in ("fit_ridge", "cross_fit_moments"):
-        original = getattr(scoring, name)
+    for module, name in ((scoring, "fit_ridge"), (streaming, "cross_fit_moments")):
+        original = getattr(module, name)
 
         def recorded(*args, original=original, **kwargs):
             made = original(*args, **kwargs)
             fits.extend(made if isinstance(made, list) else [made])
             return made
 
-        monkeypatch.setattr(scoring, name, recorded)
+        monkeypatch.setattr(module, name, recorded)
     points, y = layers
     first = probe(make_store({"middle": points["middle"]}, y), repeats=1)
     held_out = first._task.folds[0]
@@ -90,6 +90,25 @@ def test_fits_do_not_see_held_out_rows(make_store, layers, monkeypatch, stream_r
             assert np.array_equal(getattr(before[fold], name), getattr(fits[fold], name)), (fold, name)
         assert not np.array_equal(before[(fold + 1) % 5].mean, fits[(fold + 1) % 5].mean)
         fits.clear()
+
+
+@pytest.mark.parametrize("name", ["svm", "logistic"])
+def test_named_heads_do_not_see_held_out_rows(make_store, layers, monkeypatch, name):
+    """Neither the scaler nor the penalty, which is chosen by a search of its own."""
+    fits = []
+    original = scoring.fit_head
+    monkeypatch.setattr(scoring, "fit_head", lambda *a, **k: fits.append(original(*a, **k)) or fits[-1])
+    points, y = layers
+    first = probe(make_store({"middle": points["middle"]}, y), estimator=name, repeats=1, nested=False)
+    held_out = first._task.folds[0]
+    before, fits[:] = list(fits), []
+    wild = np.where((held_out == 1)[:, None], points["middle"] * -1e4 + 99, points["middle"])
+    probe(make_store({"middle": wild}, y), estimator=name, repeats=1, nested=False)
+    assert np.array_equal(before[1][0].mean_, fits[1][0].mean_)
+    assert before[1][-1].get_params() == fits[1][-1].get_params()
+    new = points["middle"] + 0.5
+    assert np.array_equal(before[1].decision_function(new), fits[1].decision_function(new))
+    assert not np.array_equal(before[2][0].mean_, fits[2][0].mean_)
 
 
 def test_choosing_inside_a_fold_does_not_see_its_held_out_rows(make_store, layers):
@@ -170,7 +189,7 @@ def test_nested_is_none_for_many_rows_and_for_rows_that_cannot_be_split_again(ma
 def test_streamed_scores_are_close_to_those_in_memory(make_store, layers, request):
     points, y = layers
     memory = probe(make_store(points, y), repeats=2)
-    request.getfixturevalue("streaming")
+    request.getfixturevalue("many_rows")
     streamed = probe(make_store(points, y), repeats=2)
     assert streamed.best.point == "middle"
     assert streamed.nested is None
@@ -185,7 +204,7 @@ def test_streamed_scores_are_close_to_those_in_memory(make_store, layers, reques
     assert (streamed.fit().predict(points["middle"]) == y).mean() > 0.9
 
 
-@pytest.mark.usefixtures("streaming")
+@pytest.mark.usefixtures("many_rows")
 def test_many_rows_need_points_of_bounded_width_and_three_folds(make_store, layers, monkeypatch):
     points, y = layers
     monkeypatch.setattr(search, "STREAM_FEATURES", 9)
@@ -198,7 +217,7 @@ def test_many_rows_need_points_of_bounded_width_and_three_folds(make_store, laye
         probe(make_store(points, y), cv=2)
 
 
-@pytest.mark.usefixtures("streaming")
+@pytest.mark.usefixtures("many_rows")
 def test_binary_labels_are_streamed_alike(make_store, blobs):
     X, y = blobs(80, 5, classes=2)
     result = probe(make_store({"a": X}, np.array(["no", "yes"])[y]))

@@ -120,6 +120,80 @@ def test_numbers_are_regressed_on(tmp_path: Path) -> None:
     assert found.report.stat().st_size > 10_000
 
 
+def tagged(n: int = 60) -> tuple[np.ndarray[Any, Any], list[set[str]]]:
+    """Noise whose channels each tell whether one label holds; the fourth of the rows have none."""
+    held = np.random.default_rng(1).integers(0, 2, (n, 2))
+    pixels = np.random.default_rng(0).integers(0, 60, (n, 16, 16, 3), dtype=np.uint8)
+    pixels[..., :2] += (held * 120).astype(np.uint8)[:, None, None]
+    return pixels, [
+        {name for name, holds in zip(("red", "green"), row, strict=True) if holds} for row in held
+    ]
+
+
+@pytest.mark.parametrize(
+    "head", ["ridge", *(pytest.param(name, marks=pytest.mark.zoo) for name in ("svm", "logistic"))]
+)
+def test_several_labels_a_row_from_data_to_an_exported_file(tmp_path: Path, head: str) -> None:
+    pixels, labels = tagged()
+
+    found = run(net(), (pixels, labels), tmp_path / "run", head=head, nested=False)
+
+    assert found.result.metric == "average_precision"
+    assert found.test_score == pytest.approx(1.0)
+    assert set(found.means) >= {"chosen", "last", "raw"}
+    clf = spile.load(tmp_path / "run")
+    assert clf.classes == ("green", "red")
+    truth = np.array([[name in row for name in clf.classes] for row in labels])
+    np.testing.assert_array_equal(clf.predict(pixels), truth)
+    made = clf.export(tmp_path / "made", pixels[:20], formats="pt2")
+    assert made.verified[0].labels_identical
+    assert json.loads((tmp_path / "made" / "model.json").read_text())["labels"] == ["green", "red"]
+    assert "confusion" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    assert spile.open(tmp_path / "run" / "features.lance").labels[0] == labels[0]
+
+
+def test_numbers_of_0_and_1_a_row(tmp_path: Path) -> None:
+    pixels, labels = tagged()
+    matrix = np.array([[name in row for name in ("red", "green")] for row in labels]).astype(np.float32)
+
+    found = run(net(), (pixels, matrix), tmp_path, nested=False)
+
+    assert found.model.classes == (0, 1)
+    np.testing.assert_array_equal(found.model.predict(pixels), matrix)
+
+
+def test_labels_that_only_measure_and_own_splits(tmp_path: Path) -> None:
+    """A label that no training row has cannot be learnt, and does not spoil the score of the others."""
+    pixels, labels = tagged()
+    splits = ["train"] * 40 + ["test"] * 20
+    labels = labels[:40] + [row | {"new"} for row in labels[40:]]
+
+    found = run(net(), open_source(pixels, labels=labels, splits=splits), tmp_path, nested=False)
+
+    assert found.model.classes == ("green", "red")
+    assert found.test_score == pytest.approx(1.0)
+
+
+def test_a_learning_curve_has_intervals_over_the_seeds(tmp_path: Path) -> None:
+    from scipy.stats import t
+
+    pixels, labels = images(60)
+    pixels[..., 0] = pixels[..., 0] // 8  # hard enough that seeds differ
+
+    found = run(net(), (pixels, labels), tmp_path, shots=(4, 10, 3), seeds=3, nested=False)
+
+    assert [(point.shots, point.seeds) for point in found.curve] == [(3, 3), (4, 3), (10, 3)]
+    assert found.result.n_rows == 20, "the model is of the largest number"
+    record = json.loads((tmp_path / "run.json").read_text())
+    scores = [seed["test_score"] for seed in record["seeds"]]
+    assert found.curve[-1].chosen == pytest.approx(np.mean(scores))
+    half = t.ppf(0.975, 2) * np.std(scores, ddof=1) / np.sqrt(3)
+    assert found.curve[-1].chosen_interval == pytest.approx(half)
+    assert found.curve[0].last is not None and found.curve[0].raw_interval is not None
+    assert "4 labels a class: chosen" in str(found)
+    assert len(record["curve"]) == 3 and "Labels a class" in found.report.read_text()
+
+
 def test_groups_stay_together_in_what_is_set_aside(tmp_path: Path) -> None:
     pixels, labels = images(40)
     groups = [str(i // 4) for i in range(40)]
@@ -216,6 +290,8 @@ def test_pixels_without_known_preprocessing(tmp_path: Path) -> None:
         (None, {}, "the data has no labels"),
         (["a", "b"] * 20, {"shots": 30}, "class 'a' has 20 training rows, fewer than shots=30"),
         (["a", "b"] * 20, {"seeds": 0}, "seeds=0"),
+        ([{"a"}, {"a", "b"}] * 20, {"shots": 3}, "shots=3 counts the rows of a class, and these rows have"),
+        ([{"a"}, set()] * 19 + [{"a", "b"}, set()], {}, "less than two rows with, or without, 'b'"),
     ],
 )
 def test_labels_that_do_not_suffice(tmp_path: Path, labels: Any, options: Any, message: str) -> None:
@@ -267,6 +343,12 @@ def test_texts_and_their_tokenizer_travel_with_the_model(tmp_path: Path) -> None
     clf = spile.load(tmp_path / "moved")
     assert clf.predict(texts).tolist() == labels
     np.testing.assert_allclose(clf.features(texts[:1])[0], clf.features(texts)[0], atol=1e-4)
+    assert {row.baseline for row in found.result.table} == {None, "tfidf", "last"}
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert next(row for row in record["table"] if row["baseline"] == "tfidf")["test_score"] == 1.0
+    assert "tf-idf" in found.report.read_text()
+    (row,) = [r for r in spile.probe(found.store, nested=False, repeats=1).table if r.baseline == "tfidf"]
+    assert row.score is None and "spile.probe(store, texts=[...])" in row.note
 
 
 def test_hugging_face_vision_model_of_a_folder(tmp_path: Path) -> None:

@@ -299,7 +299,20 @@ def test_labels_get_one_type(simple, labels, expected, dtype, path):
     assert simple(np.ones((2, 1), np.float16), path=path and "none.lance").labels is None
 
 
-@pytest.mark.parametrize(("first", "second"), [("a", 1), (1, "a"), (1, 2.5), (1.5, "a")])
+@pytest.mark.parametrize("path", [None, "x.lance"])
+@pytest.mark.parametrize(
+    "labels", [[{"b", "a"}, set()], [set(), {3, 1}], [set(), set()], [{"a"}, None]], ids=str
+)
+def test_several_labels_a_sample_come_back_as_sets(simple, labels, path):
+    given = [None if label is None else frozenset(label) for label in labels]
+    found = simple(np.ones((2, 1), np.float16), given, path=path).labels
+    assert found.dtype == object and list(found) == given
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("a", 1), (1, "a"), (1, 2.5), (1.5, "a"), ("a", frozenset()), (frozenset(["a"]), "a")],
+)
 def test_the_label_type_stays_across_a_resume(tools, tmp_path, first, second):
     writer = create(tmp_path / "a.lance", ONE, tools.MANIFEST)
     one_batch(writer, 1)  # no label at all yet

@@ -348,4 +348,21 @@ def test_automatic_pools() -> None:
     assert [str(p.pool) for p in tap.points] == ["avg", "flatten", "avg"]
     vit = timm.create_model("vit_tiny_patch16_224", **SMALL)
     tap = Tap(vit, ["blocks.0", "patch_embed.proj", "head"], example=x)
-    assert [str(p.pool) for p in tap.points] == ["mean", "avg", "flatten"]
+    assert [str(p.pool) for p in tap.points] == ["cls+mean", "avg", "flatten"]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_registers_are_not_taken_for_a_class_token(wrapped: bool) -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", **SMALL, class_token=False, reg_tokens=2, global_pool="avg"
+    )
+    at, x = "blocks.0", torch.randn(2, 3, 32, 32)
+    if wrapped:
+        model, at = nn.Sequential(model), "0.blocks.0"
+    tap = Tap(model.eval(), at, example=x)
+    assert [str(p.pool) for p in tap.points] == ["mean"]
+    with torch.no_grad():
+        whole = Tap(model, at, pool=None, example=x)(x)[at]
+        torch.testing.assert_close(tap(x)[at], whole[:, 2:].mean(1))
+    with pytest.raises(PoolError, match="has no class token"):
+        Tap(model, at, pool="cls", example=x)

@@ -101,7 +101,8 @@ CombineName = Annotated[
     Combine, typer.Option(help="One layer, layers added while they help, or all with a penalty each.")
 ]
 MetricName = Annotated[
-    str, typer.Option(help="auto, accuracy, balanced_accuracy, roc_auc, neg_log_loss or r2.")
+    str,
+    typer.Option(help="auto, accuracy, balanced_accuracy, roc_auc, neg_log_loss, average_precision or r2."),
 ]
 MaxMacs = Annotated[int | None, typer.Option(min=1, help="Most multiply-accumulates a sample.")]
 MaxParams = Annotated[int | None, typer.Option(min=1, help="Most parameters.")]

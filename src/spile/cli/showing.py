@@ -67,6 +67,8 @@ def table_of(rows: list[dict[str, Any]], *columns: str) -> Table:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

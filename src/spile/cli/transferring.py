@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,15 +45,20 @@ def probe(
     max_params: MaxParams = None,
     max_bytes: MaxBytes = None,
     control: Annotated[bool, typer.Option("--control", help="Search with shuffled labels too.")] = False,
+    texts: Annotated[
+        str | None, typer.Option(help="The data again, of a store of texts: adds tf-idf as a baseline.")
+    ] = None,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score every point of a store by cross-validation, and name the one, or the combination, to use."""
     import spile
+    from spile.probing.preparing import texts_again
 
+    opened = spile.open(store)
     result = spile.probe(
-        spile.open(store),
+        opened,
         rule=rule.value,
         combine=combine.value,
         estimator=estimator.value,
@@ -62,6 +67,7 @@ def probe(
         max_params=max_params,
         max_bytes=max_bytes,
         control=control,
+        texts=None if texts is None else texts_again(texts, opened),
         cv=cv,
         seed=seed,
     )
@@ -129,18 +135,23 @@ def predict(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label new samples with a saved model; one line a sample: id, label, confidence."""
+    """Label new samples with a saved model; one line a sample: id, label or labels, confidence."""
     import spile
 
-    rows = []
-    for batch, labels, probabilities in spile.load(model, device=device).predict_batches(data):
-        none = [None] * len(labels)
-        confidence = none if probabilities is None else probabilities.max(axis=1).tolist()
-        for record, label, share in zip(batch.records, labels.tolist(), confidence, strict=True):
-            rows.append({"id": record.id, "label": label, "confidence": share})
+    rows: list[dict[str, Any]] = []
+    loaded = spile.load(model, device=device)
+    for batch, labels, probabilities in loaded.predict_batches(data):
+        for i, (record, label) in enumerate(zip(batch.records, labels.tolist(), strict=True)):
+            shares = None if probabilities is None else probabilities[i].tolist()
+            if isinstance(label, list):  # 0 and 1 by class
+                named = dict(zip(loaded.classes or (), shares or label, strict=True))
+                held = [name for name, holds in zip(named, label, strict=True) if holds]
+                rows.append({"id": record.id, "label": held, "probabilities": named if shares else None})
+                continue
+            rows.append({"id": record.id, "label": label, "confidence": max(shares) if shares else None})
         rows += [{"id": bad.id, "label": None, "skipped": bad.reason} for bad in batch.skipped]
     show(table_of(rows, "id", "label", "confidence", "skipped"), rows, as_json)
-    if not any("confidence" in row for row in rows):
+    if all("skipped" in row for row in rows):
         raise SpileError(f"{data}: not one sample could be used")
 
 

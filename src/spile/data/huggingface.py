@@ -79,6 +79,9 @@ def _records(name: str, dataset: Any) -> list[Record]:
     if label in classes:
         names = features[label].names
         labels = [None if value is None or value < 0 else names[value] for value in labels]
+    elif label is not None and type(getattr(features[label], "feature", None)).__name__ == "ClassLabel":
+        names = features[label].feature.names
+        labels = [None if value is None else [names[one] for one in value] for value in labels]
     ids, splits, groups = (
         list(dataset[column]) if column in features else None for column in ("id", "split", "group")
     )

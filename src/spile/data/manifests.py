@@ -11,19 +11,22 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from spile.data.images import Pixels, read_image
-from spile.data.samples import Label, Samples, as_label
-from spile.data.source import BadSample, Record
+from spile.data.samples import Samples, as_label
+from spile.data.source import BadSample, Label, Record
 from spile.errors import DataError
 
 SUFFIXES = frozenset({".csv", ".parquet", ".pq"})
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)")  # "007" is a name
 _DECIMAL = re.compile(r"[+-]?((\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+)")
-COLUMNS = ("path", "text", "label", "split", "group", "id")
+COLUMNS = ("path", "text", "label", "labels", "split", "group", "id")
+_BETWEEN = "|"
+"""What stands between the names of a sample that has several."""
 
 
 def open_manifest(file: Path, *, max_pixels: int) -> Samples:
     """A CSV or Parquet file: ``path`` (or ``text``) and ``label``, perhaps ``split``, ``group`` and ``id``.
 
+    In place of ``label``, ``labels`` holds any number of names a row, ``cat|dog``, or lists of them.
     Paths are relative to the manifest's folder. Without an ``id`` column the path is the id, or for texts the
     row number.
     """
@@ -34,7 +37,7 @@ def open_manifest(file: Path, *, max_pixels: int) -> Samples:
         raise DataError(f"{str(file)!r} has no rows")
     kind = "image" if "path" in rows else "text"
     named = rows.get("id") or rows.get("path") or range(table.num_rows)
-    labels = _labels(rows["label"]) if "label" in rows else [None] * table.num_rows
+    labels = _labels(rows["label"]) if "label" in rows else [_several(value) for value in rows["labels"]]
     empty = [None] * table.num_rows
     records = [
         Record(str(name), label, _string(split), _string(group))
@@ -77,10 +80,12 @@ def _read(file: Path) -> pa.Table:
 
 
 def _check_columns(file: Path, found: list[str]) -> None:
-    if len(set(found)) < len(found) or not {"path", "text"} & set(found) or "label" not in found:
+    known = len({"label", "labels"} & set(found)) == 1
+    if len(set(found)) < len(found) or not {"path", "text"} & set(found) or not known:
         raise DataError(
             f"{str(file)!r} has the columns {', '.join(map(repr, found))}; needed: 'path' (or 'text') "
-            "and 'label', each once; allowed besides: 'split', 'group', 'id'. Rename the columns in the file."
+            "and 'label', each once; allowed besides: 'split', 'group', 'id', and in place of 'label' "
+            "'labels', several a row as cat|dog. Rename the columns in the file."
         )
 
 
@@ -94,6 +99,13 @@ def _labels(values: list[Any]) -> list[Label]:
     if all(_INTEGER.fullmatch(value) or _DECIMAL.fullmatch(value) for value in written):
         return [None if value is None else float(value) for value in values]
     return list(values)
+
+
+def _several(value: Any) -> Label:
+    """The names of one row; an empty cell is none of them."""
+    if value is None or isinstance(value, str):
+        value = [name.strip() for name in (value or "").split(_BETWEEN)]
+    return as_label([name for name in value if name != ""])
 
 
 def _string(value: Any) -> str | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from spile.data.samples import Label, as_labels, as_text, to_numpy
+from spile.data.samples import as_labels, as_text, to_numpy
 from spile.data.sequences import ID_KEYS, INPUT_KEYS, LABEL_KEYS
+from spile.data.source import Label
 from spile.errors import DataError
 
 _TOKEN_KEYS = ("input_ids", "token_ids")

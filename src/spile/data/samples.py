@@ -9,10 +9,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from spile.data.source import Kind, Record, Source, Stream
+from spile.data.source import Kind, Label, Record, Source, Stream
 from spile.errors import DataError
-
-Label = str | int | float | None
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,10 @@ def check_unique(name: str, ids: Iterable[str], seen: set[str] | None = None) ->
 
 
 def as_label(value: Any) -> Label:
-    """One label as a Python string, int or float; ``None`` is no label. Raises `DataError` for all else."""
+    """One label as a Python string, int or float; ``None`` is no label.
+
+    Several are a set, or a list of names. Raises `DataError` for all else.
+    """
     if hasattr(value, "shape"):
         array = to_numpy(value)
         value = array.item() if array.size == 1 else array
@@ -140,17 +141,32 @@ def as_label(value: Any) -> Label:
         return int(value)
     if value is None or isinstance(value, (str, int, float)):
         return value
+    names = isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    if names or isinstance(value, (set, frozenset)):
+        kinds = {type(one) for one in value}
+        if kinds <= {str} or kinds <= {int}:
+            return frozenset(value)
     raise DataError(
-        f"a label is one number or one string a sample, got {type(value).__name__}: {str(value)[:60]}"
+        "a label is one number or one string a sample, or a set of names where it has several, got "
+        f"{type(value).__name__}: {str(value)[:60]}"
     )
 
 
 def as_labels(values: Any) -> list[Label]:
-    """One label a sample from a list, array or tensor of shape (n,) or (n, 1)."""
-    return [
-        as_label(value[0] if isinstance(value, list) and len(value) == 1 else value)
-        for value in as_list(values)
-    ]
+    """One label a sample from a list, array or tensor of shape (n,) or (n, 1).
+
+    Of an array of 0 and 1, (n, c), one-hot rows are the numbers of their columns, and other rows are sets of
+    these.
+    """
+    if len(getattr(values, "shape", ())) == 2 and values.shape[1] > 1:
+        held = to_numpy(values)
+        if held.dtype.kind in "biuf" and np.isin(held, (0, 1)).all():
+            if (held.sum(axis=1) == 1).all():
+                return [int(column) for column in held.argmax(axis=1)]
+            return [frozenset(np.flatnonzero(row).tolist()) for row in held]
+    listed = as_list(values)
+    column = all(isinstance(value, list) and len(value) == 1 for value in listed)
+    return [as_label(value[0] if column else value) for value in listed]
 
 
 def as_text(value: Any) -> str:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from spile.data.folders import has_image_suffix, open_files
 from spile.data.images import read_image
-from spile.data.samples import Columns, Label, Samples, as_label, restate, to_numpy
-from spile.data.source import BadSample, Kind, Record
+from spile.data.samples import Columns, Samples, as_label, restate, to_numpy
+from spile.data.source import BadSample, Kind, Label, Record
 from spile.errors import DataError
 
 INPUT_KEYS = ("image", "images", "pixel_values", "text", "data", "x", "X")

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+Label = str | int | float | frozenset[str] | frozenset[int] | None
+"""Of a sample; a set where it has several, or perhaps none, of them."""
 Kind = Literal["image", "array", "text"]
 """image: uint8 pixels to be preprocessed; array: numbers taken as ready; text: strings to tokenize."""
 
@@ -19,7 +21,7 @@ class Record:
     """What is known of a sample without reading it. `id` is unique in its source and stable."""
 
     id: str
-    label: str | int | float | None = None
+    label: Label = None
     split: str | None = None
     group: str | None = None
 

@@ -10,8 +10,8 @@ from itertools import chain
 from typing import Any, Protocol
 
 from spile.data.parts import Parts, as_ids, as_inputs, as_targets, batch_length, is_images, split_batch
-from spile.data.samples import Columns, Label, check_unique
-from spile.data.source import Batch, Kind, Record
+from spile.data.samples import Columns, check_unique
+from spile.data.source import Batch, Kind, Label, Record
 from spile.errors import DataError
 
 _SHUFFLING = {"RandomSampler", "WeightedRandomSampler", "SubsetRandomSampler"}

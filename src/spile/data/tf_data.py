@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spile.data.parts import is_images, leaves, rank, split_batch
-from spile.data.samples import Columns, Label
-from spile.data.source import Kind
+from spile.data.samples import Columns
+from spile.data.source import Kind, Label
 from spile.data.streams import BatchStream
 from spile.errors import DataError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from keras import backend, ops
@@ -36,7 +37,7 @@ def pooled(x: Any, pool: Pool, layout: str | None, *, prefix_tokens: int = 0, ma
         order = [layout.index(axis) for axis in _canonical(layout)]
         x = x if order == sorted(order) else ops.transpose(x, order)
     if pool.kind == "flatten":
-        return ops.reshape(x, (ops.shape(x)[0], -1))
+        return _flat(x)
     dtype = backend.standardize_dtype(x.dtype)
     x = ops.cast(x, "float32") if dtype in _HALF or "float" not in dtype else x
     return _pool_tokens(x, pool.kind, prefix_tokens, mask) if "T" in layout else _pool_map(x, pool)
@@ -71,7 +72,13 @@ def _pool_map(x: Any, pool: Pool) -> Any:
         return ops.power(ops.mean(ops.power(ops.maximum(x, _GEM_FLOOR), p), axis=space), 1 / p)
     for axis in space:
         x = averaged(x, axis, int(pool.size or 1))
-    return ops.reshape(x, (ops.shape(x)[0], -1))
+    return _flat(x)
+
+
+def _flat(x: Any) -> Any:
+    """(samples, rest); in a graph, where the number of samples is open, the rest must be stated."""
+    rest = x.shape[1:]
+    return ops.reshape(x, (ops.shape(x)[0], -1) if None in rest else (-1, math.prod(rest)))
 
 
 def averaged(x: Any, axis: int, cells: int) -> Any:

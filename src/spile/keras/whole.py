@@ -12,19 +12,21 @@ import numpy as np
 from spile.backend import Runner
 from spile.errors import ModelError
 from spile.keras.exporting import first_sentence, read_back
+from spile.keras.fitted import fitted
 from spile.keras.names import is_graph
 from spile.keras.pooling import pooled
 from spile.keras.taps import Tap
 from spile.keras.trees import declared_inputs
-from spile.linear import LinearHead
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
+from spile.resolution import Point
 
 FORMATS = {"keras": "model.keras"}
 
 
 def save_whole(
     tap: Tap,
-    head: LinearHead,
+    head: PlainHead,
     inputs: Any,
     folder: Path,
     formats: tuple[str, ...],
@@ -46,7 +48,7 @@ def save_whole(
     return dict.fromkeys(formats, path)
 
 
-def _whole(tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> keras.Model:
+def _whole(tap: Tap, head: PlainHead, images: ImagePreprocessing | None) -> keras.Model:
     network = _tapped(tap)
     declared = network.inputs[0]
     entry = keras.Input(
@@ -54,42 +56,53 @@ def _whole(tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> ker
     )
     found = network(entry if images is None else _normalised(entry, images))
     values = [pooled(value, p.pool, p.layout) for value, p in zip(found, tap.points, strict=True)]
-    parts = [keras.layers.Flatten()(value) for value in values]
-    if head.unit_rows:
-        parts = [keras.layers.UnitNormalization()(part) for part in parts]
-    joined = parts[0] if len(parts) == 1 else keras.layers.Concatenate()(parts)
-    scaled = keras.layers.Normalization(mean=head.mean, variance=np.square(head.scale))(joined)
-    activation = {"softmax": "softmax", "logistic": "sigmoid", "normalised": "sigmoid"}.get(head.link)
-    dense = keras.layers.Dense(head.coef.shape[1], activation=activation, name="scores")
-    scores = dense(scaled)
-    dense.set_weights([head.coef, head.intercept])
-    if head.link == "normalised":
-        scores = keras.layers.UnitNormalization(name="shares")(keras.ops.sqrt(scores)) ** 2
-    return keras.Model(entry, scores)
+    return keras.Model(entry, fitted(head, [keras.layers.Flatten()(value) for value in values]))
 
 
 def _tapped(tap: Tap) -> keras.Model:
     """A copy of the network that gives a list of the points' tensors, without the layers past them.
 
-    Raises `ModelError` where a point is not the single output of a layer in a graph of one input.
+    Raises `ModelError` where a point is not the single output, or input, of a layer in a graph of one input.
     """
     model = tap.pruned()
-    odd = next((p.name for p in tap.points if p.side != "out" or p.call or p.item), None)
-    tokens = next((p.name for p in tap.points if "T" in (p.layout or "")), None)
-    if odd is not None or tokens is not None or not _is_chain(model) or len(model.inputs) != 1:
-        what = f"{odd or tokens} is no plain output" if odd or tokens else "it has no graph of one input"
-        raise ModelError(
-            f"{type(tap.model).__name__} cannot be put into a new model ({what}): use the saved folder, "
-            "spile.load('run'), or a functional model and layers that give vectors or maps"
-        )
+    if not _is_chain(model) or len(model.inputs) != 1:
+        raise _refused(tap, "it has no graph of one input")
     copy = keras.models.clone_model(model)  # so that the user's layers are not given another graph
     copy.set_weights(model.get_weights())
-    paths = [point.path or copy.outputs[0]._keras_history.operation.name for point in tap.points]
+    paths = []
+    for point in tap.points:
+        path = None if "T" in (point.layout or "") else _producer(copy, point)
+        if path is None:
+            raise _refused(tap, f"{point.name} is no plain output")
+        paths.append(path)
     grown = _grown(copy, [path.split("/") for path in paths], needed=False)
     order = {path: i for i, path in enumerate(grown.paths)}
     return keras.Model(
         grown.model.inputs, [grown.model.outputs[order[path]] for path in paths], name="network"
     )
+
+
+def _refused(tap: Tap, what: str) -> ModelError:
+    return ModelError(
+        f"{type(tap.model).__name__} cannot be put into a new model ({what}): use the saved folder, "
+        "spile.load('run'), or a functional model and layers that give vectors or maps"
+    )
+
+
+def _producer(model: keras.Model, point: Point) -> str | None:
+    """The path of the layer whose single output the point is: of a layer's input, the one before it."""
+    if point.call or point.item or (point.side == "in" and not point.path):
+        return None
+    if point.side == "out":
+        return point.path or str(model.outputs[0]._keras_history.operation.name)
+    *outer, last = point.path.split("/")
+    for name in outer:
+        model = model.get_layer(name)
+    try:
+        operation = model.get_layer(last).input._keras_history.operation
+    except AttributeError:  # no input, or several
+        return None
+    return None if isinstance(operation, keras.layers.InputLayer) else "/".join([*outer, operation.name])
 
 
 class _Grown(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from spile.probing.features import Candidate, Features
-from spile.probing.scoring import STREAM_FEATURES, Evaluation, evaluate, mean_and_error, screen
+from spile.probing.scoring import Evaluation, evaluate, mean_and_error, screen
+from spile.probing.streaming import STREAM_FEATURES
 from spile.probing.task import Task
 
 Combine = Literal["single", "greedy", "banded"]

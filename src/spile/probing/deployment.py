@@ -54,7 +54,7 @@ class Deployed:
         return np.concatenate([values for _, values in self._run(data, strict=True)])
 
     def predict(self, data: Any) -> Array:
-        """One label a sample (one number, for regression).
+        """One label a sample: a number for regression; a row of 0 and 1, by `classes`, for several.
 
         `data` is anything `spile.extract` reads: paths, Pillow images, arrays, a folder, texts for a text
         model. Raises `DataError` naming a sample that cannot be read.
@@ -89,9 +89,11 @@ class Deployed:
         Formats: ``"pt2"``, ``"onnx"`` and ``"openvino"`` of a PyTorch model, ``"keras"`` of a Keras model.
         The input is what the preprocessing gives: uint8 images of the model's input size are normalised
         inside; resizing is described in ``model.json``, which also holds the labels. The first output is the
-        scores (n, c). Every file is run on up to 32 samples of `data` and compared with this pipeline.
+        scores (n, c), probabilities or decision values. A support vector machine brings its vectors along, a
+        kNN all rows it was fitted on. Every file is run on up to 32 samples of `data` and compared with this
+        pipeline.
 
-        Raises `ModelError` for a head that is not linear or a model that cannot be converted,
+        Raises `ModelError` for a head of trees or of the user's own and for a model that cannot be converted,
         `MissingDependency` for a format whose package is missing, and `CaptureError` where a file gives
         other scores (by more than 1e-4) or labels.
         """

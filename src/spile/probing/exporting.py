@@ -17,10 +17,10 @@ import spile
 from spile.backend import Runner, backend_of
 from spile.data import Batch, batches, open_source
 from spile.errors import CaptureError, DataError, ModelError, nearest
-from spile.linear import LinearHead
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
-from spile.probing.linear_heads import linear_head
 from spile.probing.metrics import named
+from spile.probing.plain_heads import plain_head
 
 if TYPE_CHECKING:
     from spile.probing.deployment import Deployed
@@ -84,7 +84,7 @@ def export(model: Deployed, folder: str | Path, data: Any, *, formats: str | Seq
     """Write `model` as one file a format and verify each on `data`; see `Deployed.export`."""
     backend = backend_of(model.tap.model)
     wanted = _formats(formats, tuple(backend.FORMATS))
-    head = linear_head(model.head, points=len(model.description["points"]))
+    head = _plain(model)
     read = _read(model, data, limit=_BATCH)
     images = model.preprocessing if isinstance(model.preprocessing, ImagePreprocessing) else None
     traced = _first(read[0].inputs, _TRACED)
@@ -101,6 +101,10 @@ def export(model: Deployed, folder: str | Path, data: Any, *, formats: str | Seq
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     (target / _DESCRIPTION).write_text(text, encoding="utf-8")
     return Export(target, files, description, verified, model)
+
+
+def _plain(model: Deployed) -> PlainHead:
+    return plain_head(model.head, points=len(model.description["points"]), classes=model.classes)
 
 
 def _formats(formats: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,25 +140,29 @@ def _first(inputs: Any, count: int) -> Any:
     return inputs[:count]
 
 
-def _describe(model: Deployed, head: LinearHead, inputs: Any) -> dict[str, Any]:
+def _describe(model: Deployed, head: PlainHead, inputs: Any) -> dict[str, Any]:
     saved = model.description
     pixels = isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim == 4
     if isinstance(inputs, Mapping):
         entry: Any = {name: {"dtype": str(np.asarray(v).dtype)} for name, v in inputs.items()}
     else:
         entry = {"dtype": str(np.asarray(inputs).dtype), "shape": [None, *np.shape(inputs)[1:]]}
-    scores = {"softmax": "probabilities", "logistic": "probability of each label by itself"}
+    scores = "decision values" if head.link == "none" else "probabilities"
+    if head.labels is None:
+        scores = "numbers"
+    elif head.several:
+        scores += f" of each label by itself, which holds above {head.threshold}"
     return {
         "point": saved["point"],
         "points": [point["name"] for point in saved["points"]],
         "labels": None if head.labels is None else list(head.labels),
-        "scores": scores.get(head.link, "probabilities" if head.link == "normalised" else "decision values"),
+        "scores": scores,
         "input": entry,
         "normalised_inside": pixels,
         "preprocessing": model.preprocessing.to_json() if model.preprocessing else None,
         "head": named(model.head),
         "macs": saved.get("macs"),
-        "params": None if saved.get("params") is None else saved["params"] + head.coef.size,
+        "params": None if saved.get("params") is None else saved["params"] + head.model.size,
         "fingerprint": saved.get("fingerprint"),
         "spile": spile.__version__,
     }
@@ -166,7 +174,7 @@ def _for_onnx(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _verify(model: Deployed, name: str, path: Path, read: Sequence[Batch]) -> Verified:
     run: Runner = backend_of(model.tap.model).open_whole(path, name)
-    head = linear_head(model.head, points=len(model.description["points"]))
+    head = _plain(model)
     largest, count, same = 0.0, 0, True
     for batch in read:
         features = model.batch_features(batch)
@@ -175,7 +183,7 @@ def _verify(model: Deployed, name: str, path: Path, read: Sequence[Batch]) -> Ve
         off = float(np.abs(expected - found).max()) / unit if expected.shape == found.shape else np.inf
         largest, count = max(largest, off), count + len(found)
         if head.labels is not None:
-            same &= bool(np.array_equal(_labels(found, head), model.head.predict(features)))
+            same &= bool(np.array_equal(head.answers(found), model.head.predict(features)))
     if not largest <= TOLERANCE or not same:
         raise CaptureError(
             f"{path.name} gives other scores than the model that was measured (off by {largest:.3g}, labels "
@@ -194,13 +202,6 @@ def _verify(model: Deployed, name: str, path: Path, read: Sequence[Batch]) -> Ve
         latency_ms=_latency(run, single),
         megabytes=size / 1e6,
     )
-
-
-def _labels(scores: Array, head: LinearHead) -> Array:
-    if head.link == "logistic":
-        return np.asarray(scores > 0.5).astype(np.intp)
-    labels: Array = np.asarray(head.labels)[scores.argmax(axis=1)]
-    return labels
 
 
 def _latency(run: Runner, inputs: Any) -> float:

@@ -50,11 +50,23 @@ class Features:
         at = np.searchsorted(self._rows, rows)
         return prepared([self._column(point)[at] for point in candidate.points])
 
-    def stream(self, candidate: Candidate, rows: Index) -> Iterator[tuple[slice, Array]]:
-        """Yield, batch by batch, the slice of `rows` that it holds and their features (m, d)."""
-        readers = [stream_rows(self._store[point], rows, point=point) for point in candidate.points]
+    def stream(
+        self, candidate: Candidate, rows: Index, points: Sequence[str] | None = None
+    ) -> Iterator[tuple[slice, Array]]:
+        """Yield, batch by batch, the slice of `rows` that it holds and their features (m, d).
+
+        Of `points` alone, if given: some of the candidate's, prepared as they are in it.
+        """
+        readers = [stream_rows(self._store[point], rows, point=point) for point in points or candidate.points]
         for pieces in zip(*readers, strict=True):
-            yield pieces[0][0], joined([X for _, X in pieces])
+            parts = [X for _, X in pieces]
+            if len(candidate.points) > 1:
+                parts = [unit_rows(part) for part in parts]
+            yield pieces[0][0], parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def widths(self, candidate: Candidate) -> list[int]:
+        """The numbers of features of its points."""
+        return [width(self._store.points[point]) for point in candidate.points]
 
     def _column(self, point: str) -> Array:
         if point in self._held:

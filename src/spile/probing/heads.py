@@ -108,7 +108,8 @@ def _build(name: str, kind: Kind, width: int) -> tuple[Any, dict[str, Any]]:
     kernel = {"C": [0.1, 1.0, 10.0, 100.0]}
     near = {"n_neighbors": [1, 3, 5, 9], "weights": ["distance"]}
     if name == "svm":
-        return (svm.SVR() if numbers else svm.SVC()), kernel
+        # With ties broken the label is the largest score, which is what an exported file has.
+        return (svm.SVR() if numbers else svm.SVC(break_ties=True)), kernel
     if name == "linear_svm":
         made = (
             svm.LinearSVR(loss="squared_epsilon_insensitive", dual="auto")

@@ -142,6 +142,13 @@ def _numbers(labels: list[Any]) -> Array:
     return numbers
 
 
+def truths(labels: Array, kind: Kind, classes: Array | None) -> Array:
+    """Labels of rows that only measure, as predictions are: (n, c) 0 and 1 for sets, of `classes` alone."""
+    if kind != "multilabel" or classes is None:
+        return labels
+    return np.array([[name in row for name in classes.tolist()] for row in labels], dtype=np.intp)
+
+
 def _indicators(labels: list[Any]) -> tuple[Array, Array]:
     """From sets of names, or from rows of 0 and 1, whose classes are the numbers of their columns."""
     if isinstance(labels[0], set | frozenset):

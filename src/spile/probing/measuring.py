@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spile.probing.features import joined, stream_rows
+from spile.probing.labels import truths
 from spile.probing.result import ProbeResult
 from spile.probing.rows import Split, labels_of
 from spile.probing.task import Estimator, Task
@@ -47,9 +48,11 @@ class CurvePoint:
     last_interval: float | None = None
     raw: float | None = None
     raw_interval: float | None = None
+    tfidf: float | None = None
+    tfidf_interval: float | None = None
 
     def __str__(self) -> str:
-        names = (("chosen", "chosen"), ("last layer", "last"), ("raw input", "raw"))
+        names = (("chosen", "chosen"), ("last layer", "last"), ("raw input", "raw"), ("tf-idf", "tfidf"))
         found = [(name, getattr(self, key), getattr(self, f"{key}_interval")) for name, key in names]
         texts = [
             f"{name} {mean:.3f}" + ("" if half is None else f" ± {half:.3f}")
@@ -99,7 +102,8 @@ def _tfidf_score(result: ProbeResult, texts: Sequence[str], store: Store, split:
     task = result._task
     fit = fit_tfidf(as_array([texts[i] for i in task.rows]), task.targets, task)
     answers = task.scorer.answers(fit, as_array([texts[i] for i in split.test]), task.classes)
-    return task.scorer.score(labels_of(store, split.test), answers, task.classes)
+    true = truths(labels_of(store, split.test), task.kind, task.classes)
+    return task.scorer.score(true, answers, task.classes)
 
 
 def _measure(
@@ -123,10 +127,11 @@ def _measure(
                 answers[index].append(tasks[index].scorer.answers(head, X[mine], tasks[index].classes))
     found = {}
     for index, parts in answers.items():
-        true = labels_of(store, splits[index].test)
-        if tasks[index].kind == "numbers" and len(true) < 2:
+        task = tasks[index]
+        true = truths(labels_of(store, splits[index].test), task.kind, task.classes)
+        if task.kind == "numbers" and len(true) < 2:
             continue  # R² of one row is not defined
-        found[index] = tasks[index].scorer.score(true, np.concatenate(parts), tasks[index].classes)
+        found[index] = task.scorer.score(true, np.concatenate(parts), task.classes)
     return found
 
 
@@ -147,7 +152,7 @@ def curve_of(
         found = _by_kind([results[i] for i in at], [held_out[i] for i in at])
         summary: dict[str, Any] = {}
         for kind, values in found.items():
-            if values and kind != "tfidf":
+            if values:
                 summary |= {kind: float(np.mean(values)), f"{kind}_interval": _half_interval(values)}
         if "chosen" in summary:
             curve.append(CurvePoint(shots=shots, seeds=len(at), **summary))

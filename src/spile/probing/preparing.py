@@ -70,6 +70,22 @@ def texts_of(source: Source | Stream, store: Store) -> list[str] | None:
     return [str(source.read(int(position))) for position in store.positions]
 
 
+def texts_again(data: Any, store: Store) -> list[str]:
+    """The texts behind the rows of a store, from the data that it was made of.
+
+    Raises `DataError` where that is other data, by the ids of its samples, or none of texts.
+    """
+    source = open_source(data)
+    if isinstance(source, Stream) or source.kind != "text":
+        raise DataError(f"{source.name} holds no texts, so tf-idf cannot count words. Leave texts out")
+    known = {position: record.id for position, record in enumerate(source.records)}
+    if [known.get(int(position)) for position in store.positions] != list(store.ids):
+        raise DataError(
+            f"{source.name} is not what the store was made of ({store.manifest.recorded['data']})"
+        )
+    return texts_of(source, store) or []
+
+
 def make_folder(out: str | os.PathLike[str]) -> Path:
     """The run's folder, made if need be. Raises `StoreError` where that cannot be."""
     folder = Path(out)

@@ -104,7 +104,7 @@ def write_record(
         "seeds": [_seed(n, r, s) for n, (r, s) in enumerate(zip(results, held_out, strict=False))]
         if len(results) > 1
         else [],
-        "curve": [asdict(point) for point in curve],
+        "curve": [_curve_point(point) for point in curve],
         **_samples(store, result, head, split, source, folder / "pictures"),
         "maps": _maps(loaded, points, source, store, split, show, folder / "pictures"),
         "timings": timings,
@@ -169,8 +169,14 @@ def _seed(number: int, result: ProbeResult, held_out: HeldOut) -> dict[str, Any]
         "point": result.best.point,
         "test_score": held_out.model,
         "last": baselines.get("last"),
-        "raw": baselines.get("raw"),
+        "raw": baselines.get("tfidf", baselines.get("raw")),  # the input without the network
     }
+
+
+def _curve_point(point: CurvePoint) -> dict[str, Any]:
+    stated = asdict(point)
+    words, half = stated.pop("tfidf"), stated.pop("tfidf_interval")
+    return {**stated, "raw": words, "raw_interval": half} if words is not None else stated
 
 
 def _samples(
@@ -180,7 +186,7 @@ def _samples(
     if not len(split.test):
         return {}
     neighbors = _neighbors(store, result.points[-1], split, source, folder)
-    if result.classes is None:
+    if result.classes is None or result.several:  # a confusion is of one class with another
         return {"neighbors": neighbors}
     features = joined([store[p].take(split.test).reshape(len(split.test), -1) for p in result.points])
     true, predicted = labels_of(store, split.test), np.asarray(head.predict(features))
@@ -235,8 +241,12 @@ def _sample(store: Store, source: Source | Stream, row: int, folder: Path) -> di
     return {
         "picture": pictures.thumbnail(source, int(store.positions[row]), folder),
         "id": store.ids[row],
-        "label": None if labels is None else labels[row],
+        "label": None if labels is None else _shown(labels[row]),
     }
+
+
+def _shown(label: Any) -> Any:
+    return ", ".join(map(str, sorted(label))) if isinstance(label, frozenset) else label
 
 
 def _maps(

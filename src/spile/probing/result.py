@@ -120,6 +120,11 @@ class ProbeResult:
         return len(self.out_of_fold.rows)
 
     @property
+    def several(self) -> bool:
+        """Rows have any number of labels each."""
+        return self._task.kind == "multilabel"
+
+    @property
     def pareto(self) -> tuple[ProbeRow, ...]:
         """The rows that no other beats in both score and MACs, cheapest first. The raw input costs none."""
         return pareto(self.table)

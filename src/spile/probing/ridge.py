@@ -290,16 +290,18 @@ def solve(Z: Float, T: Float, alpha: float) -> Float:
     return np.asarray(coef, dtype=np.float64)
 
 
-def fit_moments(folds: Sequence[Moments], *, classes: Array | None = None) -> RidgeFit:
+def fit_moments(
+    folds: Sequence[Moments], *, classes: Array | None = None, weights: Float | None = None
+) -> RidgeFit:
     """Fit ridge on the rows of all `folds` (at least two), alpha chosen by K-fold squared error over them.
 
     Everything, the standardisation of each training part included, comes from sums of the other folds'
     moments.
     Memory: about ``(len(folds) + 4) * 8 * d**2`` bytes. Alpha is chosen relative to the size of the training
-    part.
+    part. `weights` (d,) are those of `fit_ridge`.
     """
-    errors = sum(_System.of(_union(folds, k)).errors(fold) for k, fold in enumerate(folds))
-    return _System.of(_union(folds)).fit(int(np.argmin(errors)), classes)
+    errors = sum(_System.of(_union(folds, k), weights).errors(fold) for k, fold in enumerate(folds))
+    return _System.of(_union(folds), weights).fit(int(np.argmin(errors)), classes)
 
 
 def cross_fit_moments(folds: Sequence[Moments], *, classes: Array | None = None) -> list[RidgeFit]:
@@ -325,8 +327,10 @@ class _System:
     alphas: Float
 
     @classmethod
-    def of(cls, moments: Moments) -> _System:
+    def of(cls, moments: Moments, weights: Float | None = None) -> _System:
         scale, varies = _scale(np.diagonal(moments.xx) / moments.count, moments.mean_x, moments.count)
+        if weights is not None:
+            scale = scale / weights
         weight = varies / scale
         xx = moments.xx * weight[:, None]
         xx *= weight

@@ -53,8 +53,8 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
     """Training and test rows: as the data's own splits say, else a fifth set aside, stratified, whole groups.
 
     With `shots`, that many rows of every class are drawn for training; where the data has no test split, the
-    others test, less those of a drawn row's group. Raises `ProbeError` where there are no labels or a class
-    has too few rows.
+    others test, less those of a drawn row's group. Where a row has several labels nothing is stratified.
+    Raises `ProbeError` where there are no labels or a class has too few rows.
     """
     labelled = _labelled(store)
     splits = [None] * len(store) if store.splits is None else list(store.splits)
@@ -67,6 +67,11 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
         )
     test = _first_test_split(labelled, splits)
     if shots is not None:
+        if _several(np.asarray(store.labels)[train]):
+            raise ProbeError(
+                f"shots={shots} counts the rows of a class, and these rows have several labels each. Leave "
+                "shots= out, and mark the rows to learn from in a split column"
+            )
         drawn = draw(labels_of(store, train), train, shots, seed)
         return Split(drawn, test if len(test) else _others(store, train, drawn))
     if len(test):
@@ -75,8 +80,9 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
 
 
 def labels_of(store: Labelled, rows: Rows) -> Array:
-    """The labels of `rows`, all of which have one: (n,) strings, integers or floats."""
-    return np.asarray(np.asarray(store.labels)[rows].tolist())
+    """The labels of `rows`, all of which have one: (n,) strings, integers, floats, or sets as objects."""
+    found = np.asarray(store.labels)[rows]
+    return found if _several(found) else np.asarray(found.tolist())
 
 
 def check_labels(labels: Iterable[Any]) -> None:
@@ -138,8 +144,10 @@ def _others(store: Labelled, rows: Rows, drawn: Rows) -> Rows:
 def _set_aside(store: Labelled, rows: Rows, seed: int) -> Split:
     """The first fifth that leaves two rows of every class to fit on."""
     labels, groups = labels_of(store, rows), _groups(store)
-    regression = labels.dtype.kind == "f"
     mine = None if groups is None else groups[rows]
+    if _several(labels):
+        return _set_aside_several(labels, rows, mine, seed)
+    regression = labels.dtype.kind == "f"
     classes, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if not regression and counts.min() < 2:
         raise ProbeError(
@@ -158,6 +166,30 @@ def _set_aside(store: Labelled, rows: Rows, seed: int) -> Split:
         "every fifth that could be set aside to measure leaves a class with less than two rows to fit on: "
         "add rows of the rare classes, in other groups, or give a split column"
     )
+
+
+def _set_aside_several(labels: Array, rows: Rows, groups: Rows | None, seed: int) -> Split:
+    """The first fifth that leaves two rows with and two without every label to fit on."""
+    names = sorted(frozenset().union(*labels))
+    holds = np.array([[name in row for name in names] for row in labels])
+    parts = possible_folds(holds, cv=_PARTS, groups=groups, stratify=False)
+    if len(rows) < _PARTS or parts < 2:
+        raise ProbeError("too few labelled rows to fit and to measure: add rows, or give a split column")
+    (folds,) = assign_folds(holds, folds=parts, seed=seed, groups=groups, stratify=False)
+    for part in range(int(folds.max()) + 1):
+        kept = holds[folds != part]
+        if min(kept.sum(axis=0).min(), (~kept).sum(axis=0).min()) >= 2:
+            return Split(rows[folds != part], rows[folds == part])
+    rare = names[int(np.minimum(holds.sum(axis=0), (~holds).sum(axis=0)).argmin())]
+    raise ProbeError(
+        "every fifth that could be set aside to measure leaves less than two rows with, or without, "
+        f"{rare!r}: add rows, leave the label out, or give a split column"
+    )
+
+
+def _several(labels: Array) -> bool:
+    """Whether rows have any number of labels each."""
+    return len(labels) > 0 and isinstance(labels[0], frozenset)
 
 
 def _groups(store: Labelled) -> Rows | None:

@@ -48,6 +48,7 @@ def save_and_verify(
         "fingerprint": store.fingerprint,
         "macs": max(point.macs for point in chosen),
         "params": max(point.params for point in chosen),
+        "classes": None if result.classes is None else list(result.classes),
     }
     wanted = make_tap(
         loaded,

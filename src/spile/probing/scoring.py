@@ -20,27 +20,14 @@ from spile.probing.banding import choose_bands, column_weights
 from spile.probing.features import Candidate, Features
 from spile.probing.folds import Index
 from spile.probing.heads import fit_head
-from spile.probing.ridge import (
-    Moments,
-    RidgeFit,
-    cross_fit_moments,
-    find_temperature,
-    fit_moments,
-    fit_ridge,
-    solve,
-    standardize,
-    targets,
-)
+from spile.probing.ridge import RidgeFit, fit_ridge, solve, standardize, targets
+from spile.probing.streaming import banded_fits, cross_fit, fit_streamed, fold_moments, held_out_rows, widened
 from spile.probing.task import Estimator, Task
 
 Array = npt.NDArray[Any]
-STREAM_FEATURES = 4096
-"""The widest point that is fitted from moments; one (d, d) matrix of it takes 128 MiB."""
 
 _SHARED_FROM = 500
 """Rows from which linear algebra is shared by threads."""
-_CALIBRATION_ROWS = 10_000
-"""A temperature is found from so many rows at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +124,7 @@ def fit_all(
     if estimator is not None:
         task = replace(task, estimator=estimator)
     if task.streams:
-        folds = _fold_moments(features, candidate, task, task.folds[0])
-        fit = fit_moments(folds, classes=task.classes)
-        fit = replace(fit, multilabel=task.kind == "multilabel")
-        return _calibrated(fit, folds, features, candidate, task) if calibrate else fit
+        return fit_streamed(features, candidate, task, calibrate=calibrate)
     parts = features.parts(candidate, task.rows)
     return fit_parts(parts, task.targets, candidate, task, labels=True, calibrate=calibrate)
 
@@ -170,7 +154,7 @@ def fit_parts(
             weights=column_weights(kept, bands[bands > 0]),
             calibrate=calibrate,
         )
-        return _widened(fit, parts, bands)
+        return widened(fit, [part.shape[1] for part in parts], bands > 0)
     return fit_ridge(_beside(parts), y, classes=classes, weights=weights, calibrate=calibrate)
 
 
@@ -188,15 +172,6 @@ def mean_and_error(fold_scores: Sequence[float], folds: int) -> tuple[float, flo
 
 def _beside(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-
-
-def _widened(fit: RidgeFit, parts: Sequence[Array], bands: Array) -> RidgeFit:
-    """The fit for all parts: those that were left out get coefficients of 0."""
-    kept = np.concatenate([np.full(p.shape[1], b > 0) for p, b in zip(parts, bands, strict=True)])
-    coef = np.zeros((len(kept), fit.coef.shape[1]))
-    mean, scale = np.zeros(len(kept)), np.ones(len(kept))
-    coef[kept], mean[kept], scale[kept] = fit.coef, fit.mean, fit.scale
-    return replace(fit, coef=coef, mean=mean, scale=scale)
 
 
 class _Collected:
@@ -243,48 +218,15 @@ class _Collected:
 
 def _evaluate_stream(features: Features, candidate: Candidate, task: Task) -> Evaluation:
     collected = _Collected(task)
-    for repeat, held_out in enumerate(task.folds):
-        folds = _fold_moments(features, candidate, task, held_out)
-        models = _cross_fit(folds, task)
-        for at, X in features.stream(candidate, task.rows):
-            for fold, model in enumerate(models):
-                mine = np.flatnonzero(held_out[at] == fold)
-                if len(mine):
-                    collected.record(model, at.start + mine, X[mine], first=repeat == 0)
-        for fold, model in enumerate(models):
+    for repeat in range(len(task.folds)):
+        held_out = task.folds[repeat]
+        if candidate.banded:
+            fits = banded_fits(features, candidate, task, held_out)
+        else:
+            folds = fold_moments(features, candidate, task, held_out)
+            fits = [(candidate.points, model) for model in cross_fit(folds, task)]
+        for _, at, model, X in held_out_rows(features, candidate, task, held_out, fits):
+            collected.record(model, at, X, first=repeat == 0)
+        for fold, (_, model) in enumerate(fits):
             collected.close(model, np.flatnonzero(held_out == fold))
     return collected.evaluation()
-
-
-def _cross_fit(folds: Sequence[Moments], task: Task) -> list[RidgeFit]:
-    several = task.kind == "multilabel"
-    return [replace(fit, multilabel=several) for fit in cross_fit_moments(folds, classes=task.codes)]
-
-
-def _fold_moments(features: Features, candidate: Candidate, task: Task, held_out: Index) -> list[Moments]:
-    folds: dict[int, Moments] = {}
-    for at, X in features.stream(candidate, task.rows):
-        T = targets(task.y[at], task.codes)
-        for fold in range(int(held_out.max()) + 1):
-            mine = held_out[at] == fold
-            before = folds.get(fold) or Moments.zeros(X.shape[1], T.shape[1])
-            folds[fold] = before.update(X[mine], T[mine])
-    return [folds[fold] for fold in sorted(folds)]
-
-
-def _calibrated(
-    fit: RidgeFit, folds: Sequence[Moments], features: Features, candidate: Candidate, task: Task
-) -> RidgeFit:
-    """With a temperature found on rows that models fitted on the other folds have not seen."""
-    if task.codes is None:
-        return fit
-    step = -(-len(task.rows) // _CALIBRATION_ROWS)
-    chosen, held_out = task.rows[::step], task.folds[0][::step]
-    values = np.empty((len(chosen), fit.coef.shape[1]))
-    models = _cross_fit(folds, task)
-    for at, X in features.stream(candidate, chosen):
-        for fold, model in enumerate(models):
-            mine = np.flatnonzero(held_out[at] == fold)
-            values[at.start + mine] = model.decision_function(X[mine]).reshape(len(mine), values.shape[1])
-    T = targets(task.y[::step], task.codes)
-    return replace(fit, temperature=find_temperature(values, T, multilabel=fit.multilabel))

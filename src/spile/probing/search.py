@@ -15,15 +15,17 @@ from spile.probing.features import Candidate, Features, is_ragged, width
 from spile.probing.heads import check_name
 from spile.probing.metrics import Metric
 from spile.probing.result import Control, Nested, OutOfFold, ProbeResult, ProbeRow, choose
-from spile.probing.scoring import STREAM_FEATURES, fit_all, mean_and_error, score_outside, small_systems
-from spile.probing.task import STREAM_ROWS, Estimator, FeatureStore, Point, Task, make_task
-from spile.probing.textual import tfidf_row
+from spile.probing.scoring import fit_all, mean_and_error, score_outside, small_systems
+from spile.probing.streaming import STREAM_FEATURES
+from spile.probing.task import Estimator, FeatureStore, Point, Task, make_task
+from spile.probing.textual import POINT, tfidf_row
 
 Array = npt.NDArray[Any]
 Rule = Literal["best", "1se"]
 
 _MISSING_BASELINES = (
     ("raw", "raw input", "not in this store; spile.transfer(model, data) adds it"),
+    ("tfidf", POINT, "word counts; spile.probe(store, texts=[...]) or spile.transfer(model, data) adds it"),
     ("last", "last layer", "not in this store; tap it too: spile.tap(model, [..., -1])"),
 )
 
@@ -84,7 +86,8 @@ def probe(
         repeats: How often the folds are drawn anew. ``"auto"``: ten times up to 100 rows, once from 1,000.
         combine: ``"single"``, one point at a time; ``"greedy"``, also the best one with further points added
             while each gains more than its standard error; ``"banded"``, also all points with a penalty each
-            (ridge only, up to 10,000 rows). The rows of combined points are scaled to length 1.
+            (ridge only; above 10,000 rows see `spile.probing.streaming`). The rows of combined points are
+            scaled to length 1.
         rule: ``"best"``, or ``"1se"``: the fewest MACs within one standard error of the best.
         rows: Positions (or a mask) of the rows to use. By default those of the split ``"train"``; in a store
             without one, those without a split. Rows of other splits are never looked at.
@@ -117,11 +120,6 @@ def probe(
         nested=nested,
     )
     check_name(estimator, task.kind)
-    if combine == "banded" and task.streams:
-        raise ProbeError(
-            f"combine='banded' holds its rows in memory, up to {STREAM_ROWS:,}, not {len(task.rows):,}. "
-            "Type: combine='greedy'"
-        )
     limits = Limits(max_macs, max_params, max_bytes)
     plan = _Plan(store, task, combine, rule, limits)
     with small_systems(len(task.rows)):
@@ -130,7 +128,7 @@ def probe(
         if texts is not None:
             table.append(tfidf_row(texts, task, rows=len(store)))
         return ProbeResult(
-            table=_with_baselines(table),
+            table=_with_baselines(table, of_texts=_of_texts(store)),
             best=best,
             metric=task.scorer.name,
             rule=rule,
@@ -294,13 +292,19 @@ def _combined(name: str, rows: Sequence[ProbeRow]) -> ProbeRow:
     )
 
 
-def _with_baselines(table: list[ProbeRow]) -> tuple[ProbeRow, ...]:
+def _of_texts(store: FeatureStore) -> bool:
+    manifest = getattr(store, "manifest", None)
+    return manifest is not None and manifest.recorded.get("kind") == "text"
+
+
+def _with_baselines(table: list[ProbeRow], *, of_texts: bool) -> tuple[ProbeRow, ...]:
     """The raw input first, then by depth, then what is combined; a missing baseline says how to get it."""
     present = {row.baseline for row in table}
+    other = "raw" if of_texts or "tfidf" in present else "tfidf"
     missing = [
         ProbeRow(point=name, baseline=kind, note=note)
         for kind, name, note in _MISSING_BASELINES
-        if kind not in present and not (kind == "raw" and "tfidf" in present)
+        if kind not in present and kind != other
     ]
 
     def depth(row: ProbeRow) -> tuple[int, float]:

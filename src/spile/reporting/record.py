@@ -58,8 +58,8 @@ class Row:
 
     `point` is the name shown. `order` is the depth rank of a point of the network; leave it out for what has
     no depth (raw input, several points combined). `macs` are the cost of reaching the point. `baseline` marks
-    the two rows that every other is held against: ``"raw"`` (`point` says which, ``raw pixels``)
-    and ``"last"``, the network's last layer.
+    the two rows that every other is held against: ``"raw"`` (`point` says which, ``raw pixels``), of texts
+    ``"tfidf"``, and ``"last"``, the network's last layer.
     """
 
     point: str
@@ -313,8 +313,15 @@ class Run:
         return next((row for row in self.table if row.chosen), None)
 
     def baseline(self, kind: Literal["raw", "last"]) -> Row | None:
-        """The table's row that is held against the others, if there is one of that `kind`."""
-        return next((row for row in self.table if row.baseline == kind), None)
+        """The table's row that is held against the others, if there is one of that `kind`.
+
+        ``"raw"`` is the input without the network; of texts that is tf-idf.
+        """
+        kinds = ("raw", "tfidf") if kind == "raw" else (kind,)
+        scored = sorted(
+            (row for row in self.table if row.baseline in kinds), key=lambda row: row.score is None
+        )
+        return next(iter(scored), None)
 
     @cached_property
     def by_depth(self) -> tuple[Row, ...]:

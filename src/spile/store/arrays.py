@@ -97,13 +97,17 @@ def _vectors(spec: ColumnSpec, lists: pa.Array) -> Values:
 
 
 def label_type(labels: Sequence[Any], ids: Sequence[str], known: pa.DataType | None) -> pa.DataType | None:
-    """The one type that holds every label: string, int64 or float64; ``None`` while there is no label at all.
+    """The one type that holds every label: string, int64, float64 or a list of strings or of int64.
+
+    ``None`` while there is no label at all.
 
     `known` is the type of the labels already written, which cannot change any more.
     """
     found = known
+    if any(label == frozenset() for label in labels) and found is None:
+        found = next((_kind_of(label, "") for label in labels if label), pa.list_(pa.string()))
     for label, sample in zip(labels, ids, strict=True):
-        if label is None:
+        if label is None or (label == frozenset() and pa.types.is_list(found)):
             continue
         kind = _kind_of(label, sample)
         if found is None or (found == pa.int64() and kind == pa.float64() and known is None):
@@ -116,7 +120,16 @@ def label_type(labels: Sequence[Any], ids: Sequence[str], known: pa.DataType | N
     return found
 
 
+def as_stored(label: Any, kind: pa.DataType) -> Any:
+    """A label as the Python value that Arrow makes a `kind` of; sets become sorted lists."""
+    if label is None or pa.types.is_list(kind):
+        return None if label is None else sorted(label)
+    return {pa.string(): str, pa.int64(): int, pa.float64(): float}[kind](label)
+
+
 def _kind_of(label: Any, sample: str) -> pa.DataType:
+    if isinstance(label, frozenset):
+        return pa.list_(_kind_of(next(iter(label), ""), sample))
     for kinds, arrow in (
         ((str,), pa.string()),
         ((int, np.integer, np.bool_), pa.int64()),
@@ -125,15 +138,23 @@ def _kind_of(label: Any, sample: str) -> pa.DataType:
         if isinstance(label, kinds):
             return arrow
     raise StoreError(
-        f"The label of sample {sample!r} is {label!r}. Allowed: a string, an integer, a float, or None"
+        f"The label of sample {sample!r} is {label!r}. Allowed: a string, an integer, a float, a frozenset "
+        "of strings or of integers, or None"
     )
 
 
 def optional_values(column: pa.ChunkedArray) -> Values | None:
-    """Labels, splits or groups as NumPy; ``None`` if no sample has one, objects if only some have."""
+    """Labels, splits or groups as NumPy; ``None`` if no sample has one, objects if only some have.
+
+    Several labels a sample are frozensets.
+    """
     if column.null_count == len(column):
         return None
     values = column.to_pylist()
+    if pa.types.is_list(column.type):
+        sets = np.empty(len(values), dtype=object)
+        sets[:] = [None if value is None else frozenset(value) for value in values]
+        return sets
     if column.null_count:
         return np.array(values, dtype=object)
     return np.array(values, dtype=str if pa.types.is_string(column.type) else column.type.to_pandas_dtype())

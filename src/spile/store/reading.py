@@ -132,7 +132,10 @@ class Store:
 
     @cached_property
     def labels(self) -> Values | None:
-        """(n,) strings, int64 or float64; ``None`` if no sample has a label; objects if only some have."""
+        """(n,) strings, int64 or float64, or frozensets where samples have several.
+
+        ``None`` if no sample has a label; objects if only some have.
+        """
         return optional_values(self._read("label")) if "label" in self.dataset.schema.names else None
 
     @cached_property

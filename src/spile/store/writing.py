@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from spile.errors import StoreError
 from spile.store import lance_io
-from spile.store.arrays import Values, label_type, to_arrow
+from spile.store.arrays import Values, as_stored, label_type, to_arrow
 from spile.store.lance_io import StorageOptions, one_line_errors
 from spile.store.manifest import (
     COMPLETE,
@@ -250,10 +250,8 @@ class Writer:
             data[arrow_name] = block.rows()
         fields = [self._schema.field(name) for name in data]
         if self._label_type is not None:
-            python_type = _PYTHON_TYPES[self._label_type]
-            data["label"] = pa.array(
-                [None if x is None else python_type(x) for x in labels], self._label_type
-            )
+            stored = [as_stored(label, self._label_type) for label in labels]
+            data["label"] = pa.array(stored, self._label_type)
             fields.append(pa.field("label", self._label_type))
         return pa.table(data, schema=pa.schema(fields, metadata=self._schema.metadata))
 
@@ -298,9 +296,6 @@ class _Block:
         self._used = 0
         if not reuse:
             self._fixed = None
-
-
-_PYTHON_TYPES: dict[pa.DataType, type] = {pa.string(): str, pa.int64(): int, pa.float64(): float}
 
 
 class _Sink(Protocol):

@@ -55,10 +55,17 @@ def observe(model: nn.Module, example: Any) -> Observation:
         separator=".",
         prefix_tokens=None,
         text=any(not t.is_floating_point() and t.ndim == 2 for _, t in tensors(inputs)),
+        class_token=_has_class_token(base),
         value_dependent=subject.fake is None,
     )
     said: Any = getattr(base, "num_prefix_tokens", None)
     return layouts.with_prefix_tokens(observation, larger, said=said if isinstance(said, int) else None)
+
+
+def _has_class_token(base: nn.Module) -> bool:
+    """False for vision transformers of timm whose prefix is registers only."""
+    tokens = [m.cls_token for m in base.modules() if hasattr(m, "cls_token")]
+    return not tokens or tokens[0] is not None
 
 
 def with_samples(inputs: Inputs, samples: int) -> Inputs:

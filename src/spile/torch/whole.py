@@ -15,11 +15,12 @@ from torch.export import ExportedProgram
 
 from spile.backend import Runner
 from spile.errors import MissingDependency, ModelError
-from spile.linear import LinearHead
 from spile.loading import first_line
+from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.engines import model_inputs, normalised
 from spile.torch.exporting import Flows, traced
+from spile.torch.fitted import FittedHead
 from spile.torch.on_openvino import converted, import_openvino
 from spile.torch.taps import Tap
 
@@ -30,45 +31,29 @@ FORMATS = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
 class Whole(nn.Module):
     """From a batch to ``(scores (n, c) float32, index of the largest (n,))``; the same for numbers.
 
-    uint8 pixels (n, height, width, channels) of the model's input size are normalised inside.
+    Where a row has several labels the second is (n, c), 1 where a label holds. uint8 pixels (n, height,
+    width, channels) of the model's input size are normalised inside.
     """
 
-    mean: Tensor
-    scale: Tensor
-    coef: Tensor
-    intercept: Tensor
-
-    def __init__(self, tap: Tap, head: LinearHead, images: ImagePreprocessing | None) -> None:
+    def __init__(self, tap: Tap, head: PlainHead, images: ImagePreprocessing | None) -> None:
         super().__init__()
-        self.flows = Flows(tap)
-        self._images, self._unit_rows, self._link = images, head.unit_rows, head.link
-        for name in ("mean", "scale", "coef", "intercept"):
-            self.register_buffer(name, torch.tensor(getattr(head, name), dtype=torch.float32))
+        self.flows, self.head = Flows(tap), FittedHead(head)
+        self._images = images
+        self._threshold = head.threshold if head.several else None
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Run a batch."""
         if self._images is not None and args:
             args = (normalised(args[0], self._images), *args[1:])
-        parts = [part.float().flatten(1) for part in self.flows(*args, **kwargs)]
-        if self._unit_rows:
-            parts = [_unit(part) for part in parts]
-        scores = ((torch.cat(parts, dim=1) - self.mean) / self.scale) @ self.coef + self.intercept
-        if self._link == "softmax":
-            scores = scores.softmax(1)
-        elif self._link != "none":
-            scores = scores.sigmoid()
-            scores = scores / scores.sum(1, keepdim=True) if self._link == "normalised" else scores
+        scores = self.head([part.float().flatten(1) for part in self.flows(*args, **kwargs)])
+        if self._threshold is not None:
+            return scores, (scores > self._threshold).long()
         return scores, scores.argmax(1)
-
-
-def _unit(part: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(part, dim=1, keepdim=True)
-    return part / torch.where(length > 0, length, torch.ones_like(length))
 
 
 def save_whole(
     tap: Tap,
-    head: LinearHead,
+    head: PlainHead,
     inputs: Any,
     folder: Path,
     formats: tuple[str, ...],

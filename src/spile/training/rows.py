@@ -104,6 +104,11 @@ def choose_rows(
 
 
 def _check(labels: Sequence[Any], name: str) -> None:
+    if any(isinstance(label, frozenset) for label in labels):
+        raise TrainingError(
+            f"{name}: samples have several labels, and spile.train learns one class a sample. Use "
+            "spile.transfer, or spile.supervise in your own loop"
+        )
     if any(isinstance(label, float) and label == label for label in labels):
         raise TrainingError(
             f"{name}: the labels are fractional numbers, and spile.train learns classes. For regression use "

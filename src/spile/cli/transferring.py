@@ -14,6 +14,7 @@ from spile.cli.options import (
     CombineName,
     Data,
     Device,
+    GroupDuplicates,
     Head,
     InputSize,
     Layers,
@@ -46,14 +47,17 @@ def probe(
     max_bytes: MaxBytes = None,
     control: Annotated[bool, typer.Option("--control", help="Search with shuffled labels too.")] = False,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    group_duplicates: GroupDuplicates = False,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score every point of a store by cross-validation, and name the one, or the combination, to use."""
     import spile
 
+    opened = spile.open(store)
     result = spile.probe(
-        spile.open(store),
+        opened,
+        groups=opened.near_duplicates().groups if group_duplicates else None,
         rule=rule.value,
         combine=combine.value,
         estimator=estimator.value,
@@ -86,6 +90,7 @@ def transfer(
         str | None, typer.Option(help="Use only so many labels of every class; 5,10,50 gives a curve.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
+    group_duplicates: GroupDuplicates = False,
     batch_size: BatchSize = None,
     max_bad: MaxBad = 0.01,
     weights: Weights = None,
@@ -113,6 +118,7 @@ def transfer(
         cv=cv,
         shots=numbers(shots),
         seeds=seeds,
+        group_duplicates=group_duplicates,
         batch_size=batch_size or "auto",
         max_bad=max_bad,
         progress=not quiet,

@@ -31,7 +31,9 @@ SPECS = {
         resize=36, crop=(32, 32), interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
     ),
     "squash": ImagePreprocessing(resize=(36, 36), crop=(32, 32), interpolation="bicubic"),
-    "hugging_face": ImagePreprocessing(resize=37, crop=(30, 30), interpolation="bicubic", crop_rounding="down"),
+    "hugging_face": ImagePreprocessing(
+        resize=37, crop=(30, 30), interpolation="bicubic", crop_rounding="down"
+    ),
     "even": ImagePreprocessing(resize=37, crop=(30, 30), interpolation="bicubic"),
     "caffe": ImagePreprocessing(
         scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0,) * 3, channel_order="BGR"
@@ -138,7 +140,9 @@ def test_the_golden_image_would_notice(change: dict[str, Any]) -> None:
     assert described(replace(SPECS["squash"], **change)) != golden["squash"]
 
 
-@pytest.mark.parametrize("change", [{"channel_order": "RGB"}, {"scale": 1.01}, {"std": (1.0, 1.0, 1.01)}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"channel_order": "RGB"}, {"scale": 1.01}, {"std": (1.0, 1.0, 1.01)}], ids=str
+)
 def test_the_golden_numbers_would_notice(change: dict[str, Any]) -> None:
     golden = listed("specs.json")["caffe"]["inputs"]
     assert not np.allclose(inputs_of(replace(SPECS["caffe"], **change)), golden, rtol=1e-6, atol=1e-6)

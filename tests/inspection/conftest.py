@@ -49,9 +49,7 @@ def stored(
         return None if values is None else values[row]
 
     writer = create(path, columns, manifest)
-    records = [
-        Record(of(ids, i) or f"s{i}", of(labels, i), of(splits, i), of(groups, i)) for i in range(n)
-    ]
+    records = [Record(of(ids, i) or f"s{i}", of(labels, i), of(splits, i), of(groups, i)) for i in range(n)]
     writer.append(records, range(n), {name: v.astype(np.float32) for name, v in points.items()}, [], stop=n)
     return writer.finish()
 

@@ -88,7 +88,7 @@ def test_two_stores_are_matched_by_id(make_store, rng):
 def test_a_point_that_does_not_vary_has_no_similarity(make_store, rng):
     constant = np.full((40, 3), 0.1)
     found = similarity(make_store({"a": rng.standard_normal((40, 3)), "b": constant}))
-    assert np.isnan(found.values[:, 1]).all() and found.values[0, 0] == 1
+    assert np.isnan(found.values[:, 1]).all() and found.values[0, 0] == pytest.approx(1)
     assert "–" in str(found)
     assert json.dumps(found.to_json())
 
@@ -116,7 +116,9 @@ def test_what_cannot_be_compared_is_said(make_store, rng, options, message):
 
 
 def test_too_few_common_samples(make_store, rng):
-    store, other = (make_store({"a": rng.standard_normal((9, 3))}, ids=[f"{k}{i}" for i in range(9)]) for k in "xy")
+    store, other = (
+        make_store({"a": rng.standard_normal((9, 3))}, ids=[f"{k}{i}" for i in range(9)]) for k in "xy"
+    )
     with pytest.raises(StoreError, match=r"0 samples in common.*'x0' and 'y0'"):
         similarity(store, other)
     with pytest.raises(StoreError, match="4 samples or more, not 3"):

@@ -81,7 +81,11 @@ def test_what_cannot_be_told_is_left_out_and_said(make_store, tmp_path):
     x = np.random.default_rng(0).standard_normal((20, 4))
     found = spile.diagnose(make_store({"narrow": x}), tmp_path)
     assert (found.label_errors, found.duplicates, found.hints, found.drift) == (None, None, (), None)
-    assert [note.split(":")[0] for note in found.notes] == ["near-duplicates", "label errors", "LogME and H-score"]
+    assert [note.split(":")[0] for note in found.notes] == [
+        "near-duplicates",
+        "label errors",
+        "LogME and H-score",
+    ]
     html = found.report.read_text()
     assert 'id="notes"' in html and 'id="labels"' not in html and "no row of this store has a label" in html
 

@@ -64,7 +64,7 @@ def test_groups_change_sides_together(rng):
 def test_stores_point_by_point(make_store, rng):
     x, y = rng.standard_normal((60, 4)), rng.standard_normal((50, 4))
     before = make_store({"same": x, "moved": x, "gone": x})
-    later = make_store({"same": y, "moved": y + [3, 0, 0, 0], "new": y})
+    later = make_store({"same": y, "moved": y + np.array([3, 0, 0, 0]), "new": y})
     found = drift(later, before, permutations=99)
     assert [row.point for row in found.table] == ["same", "moved"]
     same, moved = found.table

@@ -49,7 +49,9 @@ def test_a_store_ranks_an_easy_layer_above_noise(make_store, rng):
     y = np.arange(60) % 3
     easy = rng.standard_normal((60, 8)) + 4 * np.eye(8)[y]
     splits = ["train"] * 45 + ["test"] * 15
-    store = make_store({"noise": rng.standard_normal((60, 8)), "easy": easy}, labels=y.tolist(), splits=splits)
+    store = make_store(
+        {"noise": rng.standard_normal((60, 8)), "easy": easy}, labels=y.tolist(), splits=splits
+    )
     noise, good = hints(store)
     assert (noise.point, good.point, good.rows) == ("noise", "easy", 45)
     assert good.logme > noise.logme and good.h_score > noise.h_score

@@ -57,8 +57,8 @@ def test_many_rows_are_streamed_to_the_same_end(make_store, digits, rng, monkeyp
 
 
 def test_a_copy_does_not_vouch_for_a_wrong_label(make_store, rng):
-    # Every sample is there twice, with the same label; a tenth of the labels are wrong. Many features, so that
-    # a copy in the training rows is remembered.
+    # Every sample is there twice, with the same label; a tenth of the labels are wrong. Many features, so
+    # that a copy in the training rows is remembered.
     y = np.arange(150) % 3
     x = rng.standard_normal((150, 300)) + 1.5 * np.eye(300)[y]
     wrong = y.copy()
@@ -74,7 +74,7 @@ def test_a_copy_does_not_vouch_for_a_wrong_label(make_store, rng):
 
 def test_labels_of_all_splits_are_judged(make_store, digits, rng):
     x, y = digits
-    wrong, rows = flipped(y, 0.05, rng)
+    wrong, _ = flipped(y, 0.05, rng)
     splits = ["train" if i % 3 else "test" for i in range(600)]
     found = label_errors(make_store({"pixels": x}, labels=wrong.tolist(), splits=splits))
     assert any(row % 3 == 0 for row in found.rows)

@@ -1,4 +1,4 @@
-"""What Keras models are given, beside the golden images of ``tests/golden`` (see ``tests/test_golden.py``)."""
+"""What Keras models are given, beside the golden images (see ``tests/test_golden.py``)."""
 
 from __future__ import annotations
 

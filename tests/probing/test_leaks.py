@@ -29,7 +29,9 @@ def groups_of(store):
 
 def test_near_duplicates_across_folds_are_warned_of_and_groups_take_them_away(copied):
     options = {"repeats": 1, "nested": False}
-    with pytest.warns(UserWarning, match=r"of 120 rows have a near-duplicate in another fold.*such as 'sample-.*groups="):
+    with pytest.warns(
+        UserWarning, match=r"of 120 rows have a near-duplicate in another fold.*such as 'sample-.*groups="
+    ):
         leaky = probe(copied, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

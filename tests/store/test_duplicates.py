@@ -1,4 +1,4 @@
-"""Near-duplicates: the same pairs as by brute force, from bounded blocks, and groups that hold them together."""
+"""Near-duplicates: the pairs of a brute-force search, from bounded blocks, and the groups they make."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_store_tells_its_copies_and_groups(x, tmp_path, path):
     [
         ({"name": "y"}, "no point 'y'"),
         ({"max_distance": 0}, r"max_distance is 0. Allowed: above 0"),
-        ({"max_distance": 2, "name": "x"}, r"More than \d+ pairs.*max_distance=0.2"),
+        ({"max_distance": 2, "name": "x"}, r"More than [\d,]+ pairs.*max_distance=0.2"),
     ],
 )
 def test_what_cannot_be_told_is_said(simple, x, options, message, monkeypatch):

@@ -21,7 +21,7 @@ from spile.reporting import write_report
 from spile.store import Duplicates, Store
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 T = TypeVar("T")
 
@@ -69,11 +69,12 @@ class Diagnosis:
             "report": None if self.report is None else str(self.report),
         }
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title="Layers", caption=self._caption())
+        table = Table(title="Layers", title_justify="left")
         hinted = {hint.point: hint for hint in self.hints}
         headings = ("point", "effective rank", "dims", *(("LogME", "H-score") if hinted else ()))
         for heading in headings:
@@ -84,7 +85,7 @@ class Diagnosis:
             if hint is not None:
                 cells += [f"{hint.logme:.3f}", "" if hint.h_score is None else f"{hint.h_score:.3f}"]
             table.add_row(*map(Text, cells))
-        return table
+        return Group(table, *map(Text, self._lines()))
 
     def __str__(self) -> str:
         from io import StringIO
@@ -95,7 +96,7 @@ class Diagnosis:
         Console(file=page, width=110, color_system=None).print(self)
         return page.getvalue().rstrip()
 
-    def _caption(self) -> str:
+    def _lines(self) -> list[str]:
         lines = ["LogME and H-score are hints; spile probe chooses"] if self.hints else []
         wrong, copies = self.label_errors, self.duplicates
         if wrong is not None:
@@ -108,7 +109,7 @@ class Diagnosis:
         lines += self.notes
         if self.report is not None:
             lines.append(f"report: {self.report}")
-        return "\n".join(lines)
+        return lines
 
 
 def diagnose(

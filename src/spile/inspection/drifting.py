@@ -42,7 +42,7 @@ class DriftRow:
     p_value: float
     """Of the permutation test, for this point alone."""
     strangeness: Float
-    """(n,) of the samples that were drawn: how much nearer they lie to the later store than to the earlier."""
+    """(n,) of the samples that were drawn: how much nearer to the later store than to the earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,10 +117,13 @@ def drift(
         StoreError: No common point, or fewer than two samples or groups in one of them.
     """
     if points is None:
-        points = [name for name in chosen_points(store, None) if name in before and not before.points[name].variable]
+        points = [
+            name for name in chosen_points(store, None) if name in before and not before.points[name].variable
+        ]
         if not points:
             raise StoreError(
-                f"the stores have no point in common: {', '.join(store.points)} and {', '.join(before.points)}"
+                f"the stores have no point in common: {', '.join(store.points)} and "
+                f"{', '.join(before.points)}"
             )
     names = chosen_points(store, points)
     chosen_points(before, points)

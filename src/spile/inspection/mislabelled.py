@@ -13,6 +13,7 @@ from spile.errors import MissingDependency, ProbeError
 from spile.probing.features import Candidate, Features
 from spile.probing.labels import values_of
 from spile.probing.metrics import scorer_for
+from spile.probing.ridge import find_temperature, probabilities
 from spile.probing.scoring import evaluate, small_systems
 from spile.probing.search import probe
 from spile.probing.task import make_task
@@ -75,7 +76,7 @@ def label_errors(
     cv: int = 5,
     seed: int = 0,
 ) -> LabelErrors:
-    """Find labels that are probably wrong, by confident learning (Northcutt, Jiang and Chuang 2021; cleanlab).
+    """Find labels that are probably wrong, by confident learning (Northcutt et al. 2021; cleanlab).
 
     Every sample is judged by a ridge that had not seen it, nor the samples of its group. Labels of all splits
     are judged, since those of test rows may be wrong too; the point is chosen on training rows alone.
@@ -112,22 +113,33 @@ def label_errors(
         nested=False,
     )
     if task.kind != "classes" or task.classes is None:
-        raise ProbeError("label errors are looked for among classes, and these labels are numbers: a regression")
+        raise ProbeError(
+            "label errors are looked for among classes, and these labels are numbers: a regression"
+        )
     if point is None:
         point = probe(store, cv=cv, repeats=1, nested=False, seed=seed, groups=groups).best.point
+    classes = task.classes
     task = replace(task, scorer=scorer_for("neg_log_loss", task.kind))
     with small_systems(len(task.rows)):
         chances = evaluate(Features(store, task), Candidate((point,)), task).answers
-    found = find_label_issues(
-        task.y, chances, return_indices_ranked_by="self_confidence", n_jobs=1
-    )
+    if task.streams:
+        chances = _calibrated(chances, task.y)
+    found = find_label_issues(task.y, chances, return_indices_ranked_by="self_confidence", n_jobs=1)
     at = np.asarray(found, dtype=np.intp)
     return LabelErrors(
         point=point,
         rows=task.rows[at],
         ids=store.ids[task.rows[at]],
-        given=task.classes[task.y[at]],
-        suggested=task.classes[chances[at].argmax(axis=1)],
+        given=classes[task.y[at]],
+        suggested=classes[chances[at].argmax(axis=1)],
         confidence=chances[at, task.y[at]],
         looked_at=len(task.rows),
     )
+
+
+def _calibrated(chances: Array, y: Array) -> Array:
+    """Probabilities (n, c) sharpened or softened by one number, which fits from moments do not find."""
+    values = np.log(np.maximum(chances, np.finfo(np.float64).tiny))
+    member = np.where(y[:, None] == np.arange(chances.shape[1]), 1.0, -1.0)
+    temperature = find_temperature(values, member, multilabel=False)
+    return np.asarray(probabilities(values, temperature, multilabel=False))

@@ -38,7 +38,8 @@ def chosen_points(store: Store, points: Sequence[str] | None) -> list[str]:
         raise StoreError(
             f"{ragged[0]!r} holds samples of varying length. Extract it with a pool: pool='mean'"
             if ragged
-            else "The store has no point with as many numbers for every sample. Extract with a pool: pool='mean'"
+            else "The store has no point with as many numbers for every sample. Extract it with a pool: "
+            "pool='mean'"
         )
     return names
 

@@ -101,7 +101,8 @@ def _require_made_from(store: Store, source: Source) -> None:
     if last >= len(source.records) or (last >= 0 and source.records[last].id != store.ids[-1]):
         found = source.records[last].id if last < len(source.records) else "absent"
         raise DataError(
-            f"the store was made from other data than {source.name}: sample {store.ids[-1]!r} is {found!r} there"
+            f"the store was made from other data than {source.name}: sample {store.ids[-1]!r} is {found!r} "
+            "there"
         )
 
 
@@ -114,7 +115,10 @@ def _classes(store: Store) -> list[Any]:
 
 def _grids(found: Diagnosis) -> list[dict[str, Any]]:
     made = []
-    for name, alike in (("Similarity of layers", found.similarity), ("Similarity to the other model", found.beside)):
+    for name, alike in (
+        ("Similarity of layers", found.similarity),
+        ("Similarity to the other model", found.beside),
+    ):
         if alike is not None:
             made.append(
                 {
@@ -134,8 +138,8 @@ def _how(alike: Similarity) -> str:
         spread = f", largest standard error {np.nanmax(alike.stderr):.2g}"
     batches = f"{alike.batches} random batches" if alike.batches > 1 else "one batch"
     return (
-        f"Linear centred kernel alignment, unbiased, {alike.samples:,} samples in {batches}{spread}. 1: alike "
-        "but for a rotation and a scale."
+        f"Linear centred kernel alignment, unbiased, {alike.samples:,} samples in {batches}{spread}. 1: "
+        "alike but for a rotation and a scale."
     )
 
 

@@ -56,8 +56,7 @@ def possible_folds(y: Array, *, cv: int, groups: Array | None = None, stratify: 
 
 
 def group_codes(groups: Sequence[str | None]) -> Index | None:
-    """Integer codes (n,) for group names, ``None`` where every row is alone; one without a name is.
-    """
+    """Integer codes (n,) for group names, ``None`` where every row is alone; one without a name is."""
     if not any(group is not None for group in groups):
         return None
     codes: dict[Any, int] = {}

@@ -53,9 +53,7 @@ def _point(store: FeatureStore) -> str | None:
         return None
 
 
-def _warn(
-    store: FeatureStore, point: str, X: Array, rows: Array, parts: Array, where: str
-) -> None:
+def _warn(store: FeatureStore, point: str, X: Array, rows: Array, parts: Array, where: str) -> None:
     pairs = near_pairs(Held(X)).rows
     leaked = crossing(pairs, parts)
     if len(leaked) <= _SHARE * len(rows):

@@ -240,7 +240,9 @@ class _Collected:
         ridges = [fit for fit in self._fits if isinstance(fit, RidgeFit)]
         alpha = float(np.median([fit.alpha for fit in ridges])) if ridges else None
         at_edge = 2 * sum(fit.at_edge for fit in ridges) >= max(1, len(ridges))
-        return Evaluation(tuple(self.scores), alpha, at_edge, self._predicted, self._probability, self._answers)
+        return Evaluation(
+            tuple(self.scores), alpha, at_edge, self._predicted, self._probability, self._answers
+        )
 
 
 def _evaluate_stream(features: Features, candidate: Candidate, task: Task) -> Evaluation:

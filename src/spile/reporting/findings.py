@@ -29,7 +29,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.rows) or any(len(line) != len(self.columns) for line in self.values):
-            raise ValueError(f"needs {len(self.rows)} × {len(self.columns)} values, as many as there are names")
+            raise ValueError(
+                f"needs {len(self.rows)} × {len(self.columns)} values, as many as there are names"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

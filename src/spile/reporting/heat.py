@@ -13,6 +13,9 @@ _LARGEST = 46
 """Pixels of a cell's side."""
 _WITH_TEXT = 28
 """From this side on a cell shows its number; below, hovering tells."""
+_WITH_NAMES = 900
+"""Up to this many cells are told apart by hovering; more are drawn level by level, which keeps the page small."""
+_LEVELS = 24
 
 
 def draw(grid: Grid, *, width: int) -> Markup:
@@ -23,9 +26,12 @@ def draw(grid: Grid, *, width: int) -> Markup:
     side = min(_LARGEST, (width - left - 4) / len(columns))
     height = round(4 + side * len(rows) + below)
     parts = []
-    for i, (name, line) in enumerate(zip(grid.rows, grid.values, strict=True)):
-        for j, (other, value) in enumerate(zip(grid.columns, line, strict=True)):
-            parts += _cell(left + j * side, 4 + i * side, side, value, f"{name}, {other}")
+    if len(rows) * len(columns) > _WITH_NAMES:
+        parts += _levels(grid, left, side)
+    else:
+        for i, (name, line) in enumerate(zip(grid.rows, grid.values, strict=True)):
+            for j, (other, value) in enumerate(zip(grid.columns, line, strict=True)):
+                parts += _cell(left + j * side, 4 + i * side, side, value, f"{name}, {other}")
     every = max(1, ceil(15 / side))
     bottom = 4 + side * len(rows)
     for i in range(0, len(rows), every):
@@ -40,8 +46,24 @@ def draw(grid: Grid, *, width: int) -> Markup:
     return svg.image(width, height, words.grid_words(grid), parts)
 
 
+def _share(value: float | None) -> float:
+    return 0.0 if value is None else min(1.0, max(0.0, value))
+
+
+def _levels(grid: Grid, left: float, side: float) -> list[Markup]:
+    """One path for all cells of about the same value."""
+    places: dict[int, list[str]] = {}
+    for i, line in enumerate(grid.values):
+        for j, value in enumerate(line):
+            corner = f"M{left + j * side:.1f} {4 + i * side:.1f}h{side:.2f}v{side:.2f}h-{side:.2f}z"
+            places.setdefault(round(_share(value) * _LEVELS), []).append(corner)
+    return [
+        svg.element("path", d="".join(corners), class_="cell", style=f"--share:{level / _LEVELS:.3f}")
+        for level, corners in sorted(places.items())
+    ]
+
+
 def _cell(x: float, y: float, side: float, value: float | None, names: str) -> list[Markup]:
-    share = 0.0 if value is None else min(1.0, max(0.0, value))
     title = svg.element("title", f"{names}: {words.plain(value)}")
     box = svg.element(
         "rect",
@@ -52,7 +74,7 @@ def _cell(x: float, y: float, side: float, value: float | None, names: str) -> l
         height=round(side - 1, 1),
         rx=2,
         class_="cell",
-        style=f"--share:{share:.3f}",
+        style=f"--share:{_share(value):.3f}",
     )
     if side < _WITH_TEXT or value is None:
         return [box]

@@ -153,7 +153,8 @@ def linked(n: int, pairs: Values, groups: Sequence[Any] | Values | None = None) 
 
     first: dict[Any, int] = {}
     of_groups = [
-        (first.setdefault(group, row), row) for row, group in enumerate(groups if groups is not None else ())
+        (first.setdefault(group, row), row)
+        for row, group in enumerate(groups if groups is not None else ())
         if group is not None
     ]
     edges = np.concatenate([pairs, np.asarray(of_groups, np.int64).reshape(-1, 2)])

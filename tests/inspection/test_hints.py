@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
+from sklearn.covariance import ledoit_wolf
 
 from spile.errors import ProbeError
 from spile.inspection import h_score, hints, logme
@@ -40,6 +41,17 @@ def test_h_score_is_the_trace_ratio_where_rows_are_many(rng):
     assert h_score(x, y) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("shape", [(60, 5), (20, 50)])
+def test_h_score_is_the_trace_with_the_shrunk_covariance(rng, shape):
+    x, y = rng.standard_normal(shape) * np.arange(1, shape[1] + 1), np.arange(shape[0]) % 3
+    covariance, shrinkage = ledoit_wolf(x)
+    centred = x - x.mean(axis=0)
+    means = np.stack([centred[y == code].mean(axis=0) for code in y])
+    between = means.T @ means / len(x)
+    right = (1 - shrinkage) * np.trace(np.linalg.inv(covariance) @ between)
+    assert h_score(x, y) == pytest.approx(right)
+
+
 def test_h_score_does_not_saturate_where_features_are_many(rng):
     y = np.arange(40) % 4
     assert h_score(rng.standard_normal((40, 400)), y) < 1  # without shrinkage 3, one less than the classes
@@ -60,5 +72,6 @@ def test_a_store_ranks_an_easy_layer_above_noise(make_store, rng):
 def test_numbers_have_no_h_score_and_a_constant_layer_no_trouble(make_store, rng):
     (found,) = hints(make_store({"a": np.zeros((20, 3))}, labels=rng.standard_normal(20).tolist()))
     assert found.h_score is None and np.isfinite(found.logme)
+    assert h_score(np.ones((20, 3)), np.arange(20) % 2) == 0
     with pytest.raises(ProbeError, match="no row of this store has a label"):
         hints(make_store({"a": np.zeros((20, 3))}))

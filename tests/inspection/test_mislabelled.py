@@ -53,7 +53,9 @@ def test_many_rows_are_streamed_to_the_same_end(make_store, digits, rng, monkeyp
     x, y = digits
     wrong, rows = flipped(y, 0.05, rng)
     found = label_errors(make_store({"pixels": x}, labels=wrong.tolist()), point="pixels")
-    assert np.isin(rows, found.rows).mean() >= 0.8
+    assert np.isin(rows, found.rows).mean() >= 0.65
+    # As sure as it is right: without calibration the worst labels still have a tenth of the probability.
+    assert found.confidence[:10].max() < 0.05
 
 
 def test_a_copy_does_not_vouch_for_a_wrong_label(make_store, rng):

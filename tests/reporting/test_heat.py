@@ -32,7 +32,7 @@ def test_it_stays_within_its_width_and_text_only_where_it_fits(n: int, width: in
         float(x) + float(w) for x, w in re.findall(r'<rect x="([\d.]+)" y="[^"]+" width="([\d.]+)"', drawn)
     ]
     assert len(ends) == n * n and max(ends) <= width
-    assert ("in-cell" in drawn) == (n == 1)
+    assert ("in-cell" in drawn) == (n == 1 or width == 920)
 
 
 def test_what_is_not_known_is_an_empty_cell() -> None:

@@ -189,11 +189,15 @@ def energy_test(
 
 def _coefficients(distances: Float, later: Array) -> Float:
     """(k,) energy coefficients for k ways (k, n) to say which rows are the later ones."""
-    b = later / later.sum(axis=1, keepdims=True)
-    a = ~later / (~later).sum(axis=1, keepdims=True)
-    to_a, to_b = a @ distances, b @ distances
-    between = (to_a * b).sum(axis=1)
-    energy = 2 * between - (to_a * a).sum(axis=1) - (to_b * b).sum(axis=1)
+    chosen = later.astype(np.float64)
+    m = chosen.sum(axis=1)
+    n = len(distances) - m
+    of_later = ((chosen @ distances) * chosen).sum(axis=1)
+    touching = chosen @ distances.sum(axis=1)  # the sum over rows of either side, to the later ones
+    across = touching - of_later
+    of_earlier = distances.sum() - 2 * touching + of_later
+    between = across / (m * n)
+    energy = 2 * between - of_later / m**2 - of_earlier / n**2
     return np.asarray(np.maximum(energy, 0.0) / np.where(between > 0, 2 * between, 1.0))
 
 

@@ -103,12 +103,16 @@ def h_score(x: Array, y: Array) -> float:
     rows than features that is the number of classes less one whatever the layer; hence the Ledoit-Wolf
     shrinkage of Ibrahim et al. 2021, section 4.
     """
-    from sklearn.covariance import ledoit_wolf
+    from sklearn.covariance import ledoit_wolf_shrinkage
 
     x = np.asarray(x, np.float64)
     x = x - x.mean(axis=0)
-    covariance, shrinkage = ledoit_wolf(x, assume_centered=True)
+    shrinkage = ledoit_wolf_shrinkage(x, assume_centered=True)
     codes, counts = np.unique(y, return_counts=True)
     means = np.stack([x[y == code].mean(axis=0) for code in codes]) * np.sqrt(counts / len(x))[:, None]
-    solved = np.linalg.lstsq(covariance, means.T, rcond=None)[0]
-    return float((1 - shrinkage) * np.vdot(means.T, solved))
+    # The means lie in the span of the rows, where the shrunk covariance is diagonal in the singular vectors.
+    _, s, directions = np.linalg.svd(x, full_matrices=False)
+    variances = (1 - shrinkage) * s**2 / len(x) + shrinkage * np.square(x).sum() / x.size
+    kept = s > 1e-9 * s[0]
+    between = np.square(means @ directions[kept].T).sum(axis=0)
+    return float((1 - shrinkage) * (between / variances[kept]).sum())

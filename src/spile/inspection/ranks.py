@@ -50,7 +50,7 @@ def effective_rank(store: Store, *, points: Sequence[str] | None = None, seed: i
     ranks = []
     for name in chosen_points(store, points):
         column = store[name]
-        if column.spec.width <= STREAM_WIDTH:
+        if column.spec.width <= min(STREAM_WIDTH, len(store)):
             rows, variances = len(store), _streamed(column)
         else:
             chosen = drawn(len(store), MOST_ROWS, seed)

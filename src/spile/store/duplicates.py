@@ -19,11 +19,11 @@ from spile.errors import StoreError
 from spile.store.arrays import Values
 from spile.store.search import unit_rows
 
-RATIO = 0.05
+RATIO = 0.13
 """A pair is a near-duplicate when it is nearer than this share of the median distance to a nearest sample.
 
-The rule, not the number, is cleanlab's (``Datalab``, 0.13). In a space of m dimensions a share of about
-``0.7 * 0.05 ** (m / 2)`` of ordinary samples is as near by chance.
+The rule and the number are those of cleanlab's ``Datalab``. Where samples fill m dimensions, a share of about
+``0.7 * 0.13 ** (m / 2)`` of them is as near by chance.
 """
 LEAST_WIDTH = 16
 """With fewer numbers a sample, different samples are as near as near-duplicates are."""

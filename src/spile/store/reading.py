@@ -165,8 +165,8 @@ class Store:
         """Samples that are there more than once, or nearly so, by their activations at the point `name`.
 
         By default the deepest point that holds one row of numbers a sample, where two pictures of one thing
-        are near. The distance is ``1 - cos`` of rows less their mean; `max_distance` is by default a
-        twentieth of the median distance to a nearest sample (see `spile.store.duplicates`). Raises
+        are near. The distance is ``1 - cos`` of rows less their mean; `max_distance` is by default
+        0.13 of the median distance to a nearest sample (see `spile.store.duplicates`). Raises
         `StoreError` where no point fits or more than a million pairs are that near.
         """
         require_radius(max_distance)

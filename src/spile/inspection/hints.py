@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from spile.inspection.reading import MOST_ROWS, chosen_points, drawn, flat
+from spile.inspection.reading import chosen_points, drawn, flat
 from spile.probing.labels import encode, kind_of, labelled_rows
 from spile.store import Store
 
 Array = npt.NDArray[Any]
+
+HINT_ROWS = 1000
+"""Drawn at most: a hint is not worth more."""
 
 _STEPS = 100
 _STEADY = 1e-6
@@ -42,12 +45,12 @@ def hints(
     rows: Sequence[int] | Array | None = None,
     seed: int = 0,
 ) -> tuple[Hint, ...]:
-    """LogME and H-score of each point, on the rows that `spile.probe` would look at, up to `MOST_ROWS` drawn.
+    """LogME and H-score of each point, on the rows that `spile.probe` would look at, up to `HINT_ROWS` drawn.
 
     Raises `ProbeError` where there are no labels that a probe could learn from.
     """
     positions, labels = labelled_rows(store, rows, None)
-    kept = drawn(len(positions), MOST_ROWS, seed)
+    kept = drawn(len(positions), HINT_ROWS, seed)
     chosen, given = positions[kept], [labels[i] for i in kept]
     kind = kind_of(given, "auto")
     y, classes = encode(given, kind)

@@ -15,7 +15,7 @@ from spile.store import ColumnSpec, Manifest, create
 def store(tmp_path: Path) -> Path:
     x = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
     x[30] = x[3]
-    fields = {name: "a" for name in ("architecture", "weights", "mode", "preprocessing", "precision")}
+    fields = dict.fromkeys(("architecture", "weights", "mode", "preprocessing", "precision"), "a")
     writer = create(
         tmp_path / "f.lance",
         [ColumnSpec(name="layer", shape=(16,), dtype="float32", info={"order": 1})],

@@ -10,6 +10,7 @@ import pytest
 
 from spile.errors import FingerprintMismatch, StoreError
 from spile.inspection import drift, energy_test
+from spile.inspection.drifting import joint_p_value
 
 
 def by_hand(x, y):
@@ -69,12 +70,23 @@ def test_stores_point_by_point(make_store, rng):
     assert [row.point for row in found.table] == ["same", "moved"]
     same, moved = found.table
     assert same.p_value > 0.05 and moved.p_value == 0.01
-    assert found.p_value == 0.02, "times the number of points"
+    assert found.p_value == 0.01, "of both together"
     assert found.strongest is moved
     assert (found.before, len(found.rows)) == (60, 50)
     most = later["moved"].numpy()[found.rows[moved.strangeness.argmax()], 0]
     assert most > 3
     assert json.dumps(found.to_json())
+
+
+def test_many_points_are_not_many_chances(rng):
+    # 30 unrelated points: one of them is small by chance, all together are not; 30 equal ones are one.
+    shuffled = rng.standard_normal((200, 30, 200))
+    joint = [joint_p_value(each) for each in shuffled]
+    assert np.mean(np.array(joint) <= 0.1) == pytest.approx(0.1, abs=0.07)
+    alone = [min((row >= row[0]).mean() for row in each) for each in shuffled]
+    assert np.mean(np.array(alone) <= 0.1) > 0.8
+    once = rng.standard_normal((1, 200))
+    assert joint_p_value(np.repeat(once, 30, axis=0)) == (once >= once[0, 0]).mean()
 
 
 def test_drawn_rows_bound_the_work(make_store, rng):

@@ -22,7 +22,7 @@ from spile.store import Column, Store
 Array = npt.NDArray[Any]
 
 STREAM_WIDTH = 4096
-"""Up to this width every row counts, by a (d, d) matrix (128 MiB); of wider points, `MOST_ROWS` drawn ones."""
+"""Up to this width every row counts, by a (d, d) matrix (128 MiB); beyond, `MOST_ROWS` drawn ones."""
 
 _BLOCK_ROWS = 1024
 

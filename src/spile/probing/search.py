@@ -91,8 +91,8 @@ def probe(
         rows: Positions (or a mask) of the rows to use. By default those of the split ``"train"``; in a store
             without one, those without a split. Rows of other splits are never looked at.
         labels: One a row of the store, in place of the store's own.
-        groups: Likewise, rows of one are held out together; ``store.near_duplicates().groups`` keeps copies of
-            a sample on one side. Near-duplicates across folds are warned of.
+        groups: Likewise; rows of one are held out together. ``store.near_duplicates().groups`` keeps copies
+            of a sample on one side; near-duplicates across folds are warned of.
         texts: One a row of the store: a tf-idf classifier on the same folds is shown beside the layers.
         seed: Of the folds.
         metric: ``"accuracy"`` (what ``"auto"`` means for classes), ``"balanced_accuracy"``, ``"roc_auc"``,

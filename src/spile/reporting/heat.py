@@ -14,7 +14,7 @@ _LARGEST = 46
 _WITH_TEXT = 28
 """From this side on a cell shows its number; below, hovering tells."""
 _WITH_NAMES = 900
-"""Up to this many cells are told apart by hovering; more are drawn level by level, which keeps the page small."""
+"""Up to this many cells tell their names; more are drawn level by level, which keeps the page small."""
 _LEVELS = 24
 
 

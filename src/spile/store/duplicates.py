@@ -144,7 +144,7 @@ def crossing(pairs: Values, parts: Values) -> Values:
 
 
 def linked(n: int, pairs: Values, groups: Sequence[Any] | Values | None = None) -> Values:
-    """(n,) group numbers: rows that pairs (m, 2) or common `groups` connect, directly or by others, share one.
+    """(n,) group numbers: rows that pairs (m, 2) or common `groups` connect, also by others, share one.
 
     A row without a group (``None``) is connected by its pairs alone.
     """
@@ -185,7 +185,7 @@ def _axes(queries: Values) -> Values:
 
 
 def _look(rows: Rows, mean: Values, drawn: Values, queries: Values, axes: Values) -> tuple[Values, Values]:
-    """(n, k) places of all unit rows on the axes; (q,) the distance of each query to its nearest other row."""
+    """(n, k) places of the unit rows on the axes; (q,) the distance of each query to its nearest other row."""
     places, start = [], 0
     nearest = np.full(len(queries), np.inf)
     for batch in _blocks(rows):
@@ -256,8 +256,8 @@ def deepest(points: Mapping[str, Any]) -> str:
     fit = [name for name, spec in points.items() if all(spec.shape) and prod(spec.shape) >= LEAST_WIDTH]
     if not fit:
         raise StoreError(
-            f"None of the points {', '.join(map(repr, points))} holds {LEAST_WIDTH} numbers or more for every "
-            f"sample, so near-duplicates cannot be told. Add a layer with a pool: store.add(tap, data)"
+            f"None of the points {', '.join(map(repr, points))} holds {LEAST_WIDTH} numbers or more for "
+            "every sample, so near-duplicates cannot be told. Add a layer with a pool: store.add(tap, data)"
         )
 
     def depth(name: str) -> tuple[bool, float]:

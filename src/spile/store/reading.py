@@ -177,7 +177,8 @@ class Store:
         if not pairs.complete:
             raise StoreError(
                 f"More than {len(pairs.rows):,} pairs of samples are nearer than {pairs.radius:.2g} at "
-                f"{point!r}. Name another point, or type a smaller distance: max_distance={pairs.radius / 10:.1g}"
+                f"{point!r}. Name another point, or type a smaller distance: "
+                f"max_distance={pairs.radius / 10:.1g}"
             )
         return Duplicates(point, pairs, self.ids[pairs.rows], linked(len(self), pairs.rows, self.groups))
 

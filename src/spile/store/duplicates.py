@@ -185,7 +185,7 @@ def _axes(queries: Values) -> Values:
 
 
 def _look(rows: Rows, mean: Values, drawn: Values, queries: Values, axes: Values) -> tuple[Values, Values]:
-    """(n, k) places of the unit rows on the axes; (q,) the distance of each query to its nearest other row."""
+    """(n, k) places of the unit rows on the axes; (q,) the distance of each query to another row."""
     places, start = [], 0
     nearest = np.full(len(queries), np.inf)
     for batch in _blocks(rows):

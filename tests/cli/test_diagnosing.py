@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,23 @@ def test_diagnose_prints_json_and_writes_a_report(
     assert "1 pairs of near-duplicates" in shown.replace("\n", " ") and "layer" in shown
     spile("report", out)
     assert str(out / "report.html") in capsys.readouterr().out
+
+
+def test_probe_keeps_near_duplicates_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).standard_normal((60, 40)).astype(np.float32)
+    labels = (np.random.default_rng(1).permutation(30) % 2).tolist()
+    x[30:] = x[:30]
+    spec = ColumnSpec(name="layer", shape=(40,), dtype="float32", info={"order": 1})
+    writer = create(tmp_path / "twice.lance", [spec], Manifest(fingerprinted={}))
+    records = [Record(f"s{i}", label) for i, label in enumerate(labels * 2)]
+    writer.append(records, range(60), {"layer": x}, [], stop=60)
+    writer.finish()
+    scores = []
+    for options in ([], ["--group-duplicates"]):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            spile("probe", tmp_path / "twice.lance", "--json", *options)
+        assert any("near-duplicate in another fold" in str(w.message) for w in caught) == (not options)
+        table = json.loads(capsys.readouterr().out)["table"]
+        scores += [row["score"] for row in table if row["score"] is not None]
+    assert scores[0] > 0.8 > scores[1]

@@ -68,4 +68,4 @@ def test_probe_keeps_near_duplicates_together(tmp_path: Path, capsys: pytest.Cap
         assert any("near-duplicate in another fold" in str(w.message) for w in caught) == (not options)
         table = json.loads(capsys.readouterr().out)["table"]
         scores += [row["score"] for row in table if row["score"] is not None]
-    assert scores[0] > 0.8 > scores[1]
+    assert scores[0] > scores[1] + 0.1

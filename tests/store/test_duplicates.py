@@ -32,7 +32,7 @@ def x():
 
 @pytest.mark.parametrize("radius", [1e-5, 0.01, 0.6])
 def test_the_pairs_are_those_of_brute_force(x, radius, monkeypatch):
-    monkeypatch.setattr("spile.store.duplicates._BLOCK_ROWS", 64)
+    monkeypatch.setattr("spile.store.duplicates._BLOCK_ROWS", 32)
     monkeypatch.setattr("spile.store.duplicates._CHECKED_BYTES", 16 * 40 * 10)
     found = near_pairs(Held(x), radius=radius)
     right = brute_force(x, radius)
@@ -48,6 +48,15 @@ def test_the_projection_alone_would_not_do(x, monkeypatch):
     assert {tuple(pair) for pair in found.rows.tolist()} == set(brute_force(x, 0.01))
     monkeypatch.setattr("spile.store.duplicates._distances", lambda rows, mean, pairs: np.zeros(len(pairs)))
     assert len(near_pairs(Held(x), radius=0.01).rows) > 1000
+
+
+def test_rounding_loses_no_pair():
+    """Distances at which float32 says nothing: the radius lies between equal rows and the next ones."""
+    x = np.random.default_rng(0).standard_normal((200, 40))
+    x[100:] = x[:100] + 1e-5 * np.random.default_rng(1).standard_normal((100, 40))
+    right = brute_force(x, 1e-9)
+    assert len(right) == 100
+    assert {tuple(pair) for pair in near_pairs(Held(x), radius=1e-9).rows.tolist()} == set(right)
 
 
 def test_planted_copies_are_found_without_a_radius_and_nothing_else(x):

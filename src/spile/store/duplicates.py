@@ -1,4 +1,4 @@
-"""Near-duplicates at a point: every pair of samples nearer than a radius, without all n² distances.
+"""Near-duplicates at a point: every pair of samples nearer than a radius, in bounded memory.
 
 The distance is the cosine one between rows from which the mean row was taken away, since activations share
 a large common part that makes all of them look alike. The radius is relative to how near samples usually
@@ -30,7 +30,9 @@ LEAST_WIDTH = 16
 
 _FLOOR = 1e-6
 """Of the radius: two passes over one sample differ by rounding."""
-_AXES = 16
+_AXES = 64
+_ROUNDING = 1e-5
+"""More than a float32 product of `_AXES` terms can be off."""
 _QUERIES = 256
 _BLOCK_ROWS = 1024
 _CHECKED_BYTES = 32 << 20
@@ -116,10 +118,12 @@ class Duplicates:
 def near_pairs(rows: Rows, *, radius: float | None = None, seed: int = 0) -> Pairs:
     """Every pair of rows nearer than `radius`, by default `RATIO` of the median distance to a nearest row.
 
-    Unit rows are projected onto a few orthonormal axes, which makes no distance larger: whatever is near is
-    near there too, a k-d tree finds those pairs, and each is then measured in full. Three passes over the
-    rows; memory holds `_AXES` numbers a row and a few blocks. `seed` draws the rows whose nearest tell the
-    median.
+    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: who is near, is near
+    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: whatever is near is
+    there too. Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
+    there too. Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
+    Three passes over the rows; memory holds their projections and a few blocks, time goes with the square of
+    the rows. `seed` draws the rows whose nearest tell the median.
     """
     n = len(rows)
     if n < 2:
@@ -208,30 +212,46 @@ def _blocks(rows: Rows) -> Iterator[Values]:
 
 def _search(rows: Rows, mean: Values, places: Values, radius: float) -> tuple[Values, Values, bool]:
     """Pairs (m, 2), their distances (m,), and whether these are all."""
-    from scipy.spatial import cKDTree
-
-    tree = cKDTree(places)
-    reach = np.sqrt(2 * radius) * (1 + 1e-9) + 1e-9  # of unit rows, |u - v|² = 2 (1 - cos)
     kept: list[tuple[Values, Values]] = []
     total = 0
-    for start in range(0, len(places), _BLOCK_ROWS):
-        near = tree.query_ball_point(places[start : start + _BLOCK_ROWS], reach)
-        first = np.repeat(np.arange(start, start + len(near)), [len(found) for found in near])
-        pairs = np.stack([first, np.concatenate([*near]).astype(np.int64)], axis=1)
-        for some in _chunks(pairs[pairs[:, 0] < pairs[:, 1]], width=len(mean)):
-            distances = _distances(rows, mean, some)
-            close = distances <= radius
-            kept.append((some[close], distances[close]))
-            total += int(close.sum())
-            if total >= _MOST_PAIRS:
-                return *_joined(kept), False
+    for pairs in _chunks(_candidates(places, radius), size=max(1, _CHECKED_BYTES // (16 * len(mean)))):
+        distances = _distances(rows, mean, pairs)
+        close = distances <= radius
+        kept.append((pairs[close], distances[close]))
+        total += int(close.sum())
+        if total >= _MOST_PAIRS:
+            return *_joined(kept), False
     return *_joined(kept), True
 
 
-def _chunks(pairs: Values, *, width: int) -> Iterator[Values]:
-    size = max(1, _CHECKED_BYTES // (16 * width))
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
+def _candidates(places: Values, radius: float) -> Iterator[Values]:
+    """Pairs (m, 2) whose places (n, k) are near, tile by tile of all pairs.
+
+    In float32, by one matrix product a tile: ``p q - |p|²/2 - |q|²/2`` is ``-|p - q|²/2``, which is no less
+    than minus the distance of the rows. What rounding could lose is let through.
+    """
+    ones, halves = np.ones((len(places), 1)), np.square(places).sum(axis=1, keepdims=True) / 2
+    left = np.concatenate([places, -halves, ones], axis=1).astype(np.float32)
+    right = np.concatenate([places, ones, -halves], axis=1).astype(np.float32)
+    least = np.float32(-radius - _ROUNDING)
+    for start in range(0, len(places), _BLOCK_ROWS):
+        for other in range(start, len(places), 4 * _BLOCK_ROWS):
+            near = left[start : start + _BLOCK_ROWS] @ right[other : other + 4 * _BLOCK_ROWS].T >= least
+            pairs = np.argwhere(near) + np.array([start, other])
+            yield pairs[pairs[:, 0] < pairs[:, 1]]
+
+
+def _chunks(parts: Iterable[Values], *, size: int) -> Iterator[Values]:
+    """The pairs of all parts, `size` at a time."""
+    held = np.empty((0, 2), np.int64)
+    for part in parts:
+        held = np.concatenate([held, part])
+        whole = len(held) // size * size
+        for start in range(0, whole, size):
+            yield held[start : start + size]
+        held = held[whole:]
+    if len(held):
+        yield held
 
 
 def _distances(rows: Rows, mean: Values, pairs: Values) -> Values:

@@ -56,6 +56,13 @@ def test_small_batches_agree_with_all_rows_at_once(rng):
     np.testing.assert_allclose(np.diagonal(parts), 1)
 
 
+def test_numerator_and_denominator_are_averaged_apart(rng):
+    batches = [(rng.standard_normal((9, 3)), rng.standard_normal((9, 2)) * scale) for scale in (1, 9)]
+    grams = [np.stack([(x - x.mean(axis=0)) @ (x - x.mean(axis=0)).T for x in batch]) for batch in batches]
+    (xx, xy), (_, yy) = np.mean([unbiased_hsic(each) for each in grams], axis=0)
+    assert minibatch_cka(batches)[0][0, 1] == pytest.approx(xy / np.sqrt(xx * yy))
+
+
 def test_a_store_sorted_by_class_is_compared_across_classes(make_store, rng):
     # Within a class the two points are unrelated; the classes alone are common to them.
     centres = 10 * rng.standard_normal((8, 5))
@@ -84,6 +91,8 @@ def test_a_point_that_does_not_vary_has_no_similarity(make_store, rng):
     assert np.isnan(found.values[:, 1]).all() and found.values[0, 0] == pytest.approx(1)
     assert "–" in str(found)
     assert json.dumps(found.to_json())
+    rounded, _ = minibatch_cka([(rng.standard_normal((n, 2)), np.full((n, 3), 0.1)) for n in range(4, 24)])
+    assert np.isnan(rounded[:, 1]).all()
 
 
 def test_memory_is_bounded_by_batches(make_store, rng, monkeypatch):

@@ -118,7 +118,7 @@ class Duplicates:
 def near_pairs(rows: Rows, *, radius: float | None = None, seed: int = 0) -> Pairs:
     """Every pair of rows nearer than `radius`, by default `RATIO` of the median distance to a nearest row.
 
-    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: who is near, is near
+    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: near rows stay near.
     Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: whatever is near is
     there too. Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
     there too. Those pairs are found by products of narrow float32 tiles, and each is then measured in full.

@@ -91,8 +91,9 @@ def test_a_point_that_does_not_vary_has_no_similarity(make_store, rng):
     assert np.isnan(found.values[:, 1]).all() and found.values[0, 0] == pytest.approx(1)
     assert "–" in str(found)
     assert json.dumps(found.to_json())
-    rounded, _ = minibatch_cka([(rng.standard_normal((n, 2)), np.full((n, 3), 0.1)) for n in range(4, 24)])
-    assert np.isnan(rounded[:, 1]).all()
+    for n in range(4, 60):  # the mean of equal numbers is often not that number
+        rounded, _ = minibatch_cka([(rng.standard_normal((n, 2)), np.full((n, 3), 0.1))])
+        assert np.isnan(rounded[:, 1]).all()
 
 
 def test_memory_is_bounded_by_batches(make_store, rng, monkeypatch):

@@ -119,9 +119,7 @@ def near_pairs(rows: Rows, *, radius: float | None = None, seed: int = 0) -> Pai
     """Every pair of rows nearer than `radius`, by default `RATIO` of the median distance to a nearest row.
 
     Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: near rows stay near.
-    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: whatever is near is
-    there too. Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
-    there too. Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
+    Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
     Three passes over the rows; memory holds their projections and a few blocks, time goes with the square of
     the rows. `seed` draws the rows whose nearest tell the median.
     """

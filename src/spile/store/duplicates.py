@@ -118,7 +118,7 @@ class Duplicates:
 def near_pairs(rows: Rows, *, radius: float | None = None, seed: int = 0) -> Pairs:
     """Every pair of rows nearer than `radius`, by default `RATIO` of the median distance to a nearest row.
 
-    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: near rows stay near.
+    Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: near rows stay so.
     Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
     Three passes over the rows; memory holds their projections and a few blocks, time goes with the square of
     the rows. `seed` draws the rows whose nearest tell the median.

@@ -64,7 +64,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["layers", "extract", "probe", "transfer", "predict", "report", "demo", "doctor"]
+    "command", ["layers", "extract", "probe", "transfer", "predict", "diagnose", "report", "demo", "doctor"]
 )
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, err = spile(capsys, command, "--help")

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python, a test compares the two
+    from spile import inspection as inspection
     from spile import supervision as supervision
     from spile.errors import AddressError as AddressError
     from spile.errors import CaptureError as CaptureError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.errors import SupervisionError as SupervisionError
     from spile.errors import TrainingError as TrainingError
     from spile.extraction import extract as extract
+    from spile.inspection import diagnose as diagnose
+    from spile.inspection import similarity as similarity
     from spile.models import load_model as load_model
     from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
     from spile.preprocessing import TextPreprocessing as TextPreprocessing
@@ -59,6 +62,7 @@ _HOMES = {
         "TrainingError",
     ),
     "spile.extraction": ("extract",),
+    "spile.inspection": ("diagnose", "similarity"),
     "spile.models": ("load_model",),
     "spile.preprocessing": ("ImagePreprocessing", "TextPreprocessing"),
     "spile.probing": ("load", "probe", "transfer"),
@@ -68,8 +72,8 @@ _HOMES = {
     "spile.training": ("Recipe", "Supervision", "compare", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("supervision",)
-"""Packages of specs that need no import of their own: ``spile.supervision.Labels``."""
+_ROOMS = ("inspection", "supervision")
+"""Packages that need no import of their own: ``spile.supervision.Labels``."""
 _RENAMED = {"open": "open_store"}  # inside its module the name would hide the builtin
 
 __all__ = sorted(_HOME_OF)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,25 @@ def test_rows_that_measure_leave_no_trace_in_what_is_fitted(tmp_path: Path) -> N
     assert not np.array_equal(first.store["stem"].numpy(), second.store["stem"].numpy())
     assert head_of(first) == head_of(second)
     assert first.result.best == second.result.best
+
+
+def test_copies_of_training_rows_among_the_test_rows_are_warned_of_or_kept_together(tmp_path: Path) -> None:
+    pixels, labels = images(30)
+    twice, classes = np.concatenate([pixels, pixels]), labels * 2
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(net(), (twice, classes), tmp_path / "run", nested=False)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "near-duplicate in the other split" in said and "near-duplicate in another fold" in said
+    assert "group_duplicates=True" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = run(net(), (twice, classes), tmp_path / "run", nested=False, group_duplicates=True)
+
+    assert found.result.n_rows % 2 == 0
+    rows = set(found.result.out_of_fold.rows.tolist())
+    assert all((row + 30) % 60 in rows for row in rows)
 
 
 def test_own_splits_are_kept_and_new_classes_in_the_test_split_are_counted_as_wrong(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ MetricName = Annotated[
 MaxMacs = Annotated[int | None, typer.Option(min=1, help="Most multiply-accumulates a sample.")]
 MaxParams = Annotated[int | None, typer.Option(min=1, help="Most parameters.")]
 MaxBytes = Annotated[int | None, typer.Option(min=1, help="Most bytes of float32 weights.")]
+GroupDuplicates = Annotated[
+    bool, typer.Option("--group-duplicates", help="Keep near-duplicates on one side of every split.")
+]
 MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 

@@ -14,6 +14,7 @@ from spile.cli.options import (
     CombineName,
     Data,
     Device,
+    GroupDuplicates,
     Head,
     InputSize,
     Layers,
@@ -49,6 +50,7 @@ def probe(
         str | None, typer.Option(help="The data again, of a store of texts: adds tf-idf as a baseline.")
     ] = None,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    group_duplicates: GroupDuplicates = False,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -59,6 +61,7 @@ def probe(
     opened = spile.open(store)
     result = spile.probe(
         opened,
+        groups=opened.near_duplicates().groups if group_duplicates else None,
         rule=rule.value,
         combine=combine.value,
         estimator=estimator.value,
@@ -92,6 +95,7 @@ def transfer(
         str | None, typer.Option(help="Use only so many labels of every class; 5,10,50 gives a curve.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
+    group_duplicates: GroupDuplicates = False,
     batch_size: BatchSize = None,
     max_bad: MaxBad = 0.01,
     weights: Weights = None,
@@ -119,6 +123,7 @@ def transfer(
         cv=cv,
         shots=numbers(shots),
         seeds=seeds,
+        group_duplicates=group_duplicates,
         batch_size=batch_size or "auto",
         max_bad=max_bad,
         progress=not quiet,

@@ -56,12 +56,13 @@ def possible_folds(y: Array, *, cv: int, groups: Array | None = None, stratify: 
 
 
 def group_codes(groups: Sequence[str | None]) -> Index | None:
-    """Integer codes (n,) for group names, ``None`` if there are none; a row without one is its own group."""
+    """Integer codes (n,) for group names, ``None`` where every row is alone; one without a name is."""
     if not any(group is not None for group in groups):
         return None
     codes: dict[Any, int] = {}
     keys = [(i,) if group is None else group for i, group in enumerate(groups)]
-    return np.array([codes.setdefault(key, len(codes)) for key in keys], dtype=np.intp)
+    found = np.array([codes.setdefault(key, len(codes)) for key in keys], dtype=np.intp)
+    return None if len(codes) == len(found) else found
 
 
 def selection_rows(splits: Sequence[str | None]) -> Index:

@@ -293,6 +293,24 @@ def _versions(store: Store) -> dict[str, str]:
     }
 
 
+def about(title: str, command: str | None) -> dict[str, Any]:
+    """What the record of a run that compares no points begins with."""
+    return {
+        "schema": 1,
+        "title": title,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "metric": "accuracy",
+        "table": [],
+        "environment": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+        },
+    }
+
+
 def cpu_name() -> str:
     """What the processor calls itself."""
     try:

@@ -49,14 +49,17 @@ class Split:
     test: Rows
 
 
-def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
+def split_rows(store: Labelled, *, shots: int | None, seed: int, groups: Any = None) -> Split:
     """Training and test rows: as the data's own splits say, else a fifth set aside, stratified, whole groups.
 
     With `shots`, that many rows of every class are drawn for training; where the data has no test split, the
-    others test, less those of a drawn row's group. Where a row has several labels nothing is stratified.
-    Raises `ProbeError` where there are no labels or a class has too few rows.
+    others test, less those of a drawn row's group. `groups`, one a row, take the place of the
+    store's, and training rows of a group that has test rows are left out. Where a row has several labels
+    nothing is stratified. Raises `ProbeError` where there are no labels or a class has too few rows.
     """
     labelled = _labelled(store)
+    named = store.groups if groups is None else groups
+    codes = None if named is None else group_codes(list(named))
     splits = [None] * len(store) if store.splits is None else list(store.splits)
     train = np.intersect1d(labelled, selection_rows(splits))
     if not len(train):
@@ -66,6 +69,8 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
             "needed"
         )
     test = _first_test_split(labelled, splits)
+    if groups is not None and codes is not None:
+        train = train[~np.isin(codes[train], codes[test])]
     if shots is not None:
         if _several(np.asarray(store.labels)[train]):
             raise ProbeError(
@@ -73,10 +78,10 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int) -> Split:
                 "shots= out, and mark the rows to learn from in a split column"
             )
         drawn = draw(labels_of(store, train), train, shots, seed)
-        return Split(drawn, test if len(test) else _others(store, train, drawn))
+        return Split(drawn, test if len(test) else _others(train, drawn, codes))
     if len(test):
         return Split(train, test)
-    return _set_aside(store, train, seed)
+    return _set_aside(store, train, seed, codes)
 
 
 def labels_of(store: Labelled, rows: Rows) -> Array:
@@ -135,15 +140,14 @@ def draw(labels: Array, rows: Rows, shots: int, seed: int) -> Rows:
     return np.sort(np.concatenate(drawn))
 
 
-def _others(store: Labelled, rows: Rows, drawn: Rows) -> Rows:
+def _others(rows: Rows, drawn: Rows, groups: Rows | None) -> Rows:
     others = np.setdiff1d(rows, drawn)
-    groups = _groups(store)
     return others if groups is None else others[~np.isin(groups[others], groups[drawn])]
 
 
-def _set_aside(store: Labelled, rows: Rows, seed: int) -> Split:
+def _set_aside(store: Labelled, rows: Rows, seed: int, groups: Rows | None) -> Split:
     """The first fifth that leaves two rows of every class to fit on."""
-    labels, groups = labels_of(store, rows), _groups(store)
+    labels = labels_of(store, rows)
     mine = None if groups is None else groups[rows]
     if _several(labels):
         return _set_aside_several(labels, rows, mine, seed)
@@ -190,8 +194,3 @@ def _set_aside_several(labels: Array, rows: Rows, groups: Rows | None, seed: int
 def _several(labels: Array) -> bool:
     """Whether rows have any number of labels each."""
     return len(labels) > 0 and isinstance(labels[0], frozenset)
-
-
-def _groups(store: Labelled) -> Rows | None:
-    """(n,) numbers; a row without a group is one of its own."""
-    return None if store.groups is None else group_codes(list(store.groups))

@@ -44,6 +44,8 @@ class Evaluation:
     """(n,) or (n, c) out-of-fold predictions of the first repeat, in class numbers."""
     probability: Array | None
     """(n,) the highest class probability; ``None`` where the estimator gives none."""
+    answers: Array
+    """What the metric was computed from, out of fold, of the last repeat: (n,) labels, or (n, c) scores."""
 
 
 def small_systems(rows: int) -> AbstractContextManager[Any]:
@@ -213,7 +215,9 @@ class _Collected:
         ridges = [fit for fit in self._fits if isinstance(fit, RidgeFit)]
         alpha = float(np.median([fit.alpha for fit in ridges])) if ridges else None
         at_edge = 2 * sum(fit.at_edge for fit in ridges) >= max(1, len(ridges))
-        return Evaluation(tuple(self.scores), alpha, at_edge, self._predicted, self._probability)
+        return Evaluation(
+            tuple(self.scores), alpha, at_edge, self._predicted, self._probability, self._answers
+        )
 
 
 def _evaluate_stream(features: Features, candidate: Candidate, task: Task) -> Evaluation:

@@ -13,6 +13,7 @@ from spile.errors import ProbeError, nearest
 from spile.probing.combining import Combine, Scored, search
 from spile.probing.features import Candidate, Features, is_ragged, width
 from spile.probing.heads import check_name
+from spile.probing.leaks import warn_of_folds
 from spile.probing.metrics import Metric
 from spile.probing.result import Control, Nested, OutOfFold, ProbeResult, ProbeRow, choose
 from spile.probing.scoring import fit_all, mean_and_error, score_outside, small_systems
@@ -62,6 +63,7 @@ def probe(
     rule: Rule = "best",
     rows: Sequence[int] | Array | None = None,
     labels: Sequence[Any] | Array | None = None,
+    groups: Sequence[Any] | Array | None = None,
     texts: Sequence[str] | None = None,
     seed: int = 0,
     metric: Metric = "auto",
@@ -92,6 +94,8 @@ def probe(
         rows: Positions (or a mask) of the rows to use. By default those of the split ``"train"``; in a store
             without one, those without a split. Rows of other splits are never looked at.
         labels: One a row of the store, in place of the store's own.
+        groups: Likewise; rows of one are held out together. ``store.near_duplicates().groups`` keeps copies
+            of a sample on one side; near-duplicates across folds are warned of.
         texts: One a row of the store: a tf-idf classifier on the same folds is shown beside the layers.
         seed: Of the folds.
         metric: ``"accuracy"`` (what ``"auto"`` means for classes), ``"balanced_accuracy"``, ``"roc_auc"``,
@@ -117,12 +121,14 @@ def probe(
         repeats=repeats,
         seed=seed,
         labels=labels,
+        groups=groups,
         nested=nested,
     )
     check_name(estimator, task.kind)
     limits = Limits(max_macs, max_params, max_bytes)
     plan = _Plan(store, task, combine, rule, limits)
     with small_systems(len(task.rows)):
+        plan.look_for_leaks()
         found, table = plan.run(task)
         best = choose(table, rule)
         if texts is not None:
@@ -149,7 +155,7 @@ class _Plan:
     """One search, to be run on all rows, inside the training rows of each fold, and on shuffled labels."""
 
     def __init__(self, store: FeatureStore, task: Task, combine: Combine, rule: Rule, limits: Limits) -> None:
-        self._task, self._combine, self._rule = task, combine, rule
+        self._store, self._task, self._combine, self._rule = store, task, combine, rule
         self._features = Features(store, task)
         outputs = 1 if task.classes is None else len(task.classes)
         self._rows = {name: _described(name, point, task) for name, point in store.points.items()}
@@ -166,6 +172,10 @@ class _Plan:
         if not self._allowed:
             cheapest = min(free, key=lambda name: self._rows[name].macs or 0)
             raise ProbeError(f"no layer is within the limits: {cheapest} is {self._excluded[cheapest]}")
+
+    def look_for_leaks(self) -> None:
+        """Warn of near-duplicates across folds."""
+        warn_of_folds(self._store, self._features, self._task)
 
     def run(self, task: Task) -> tuple[dict[str, Scored], list[ProbeRow]]:
         """Everything scored, by name, and the table."""

@@ -148,18 +148,26 @@ def make_task(
     repeats: int | Literal["auto"],
     seed: int,
     labels: Sequence[Any] | Array | None = None,
+    groups: Sequence[Any] | Array | None = None,
     nested: bool | Literal["auto"] = "auto",
 ) -> Task:
-    """Settle rows, labels, metric and folds. Warns when the rows allow fewer than `cv` folds."""
+    """Settle rows, labels, metric and folds; `groups` take the place of the store's.
+
+    Warns when the rows allow fewer than `cv` folds.
+    """
     positions, given = labelled_rows(store, rows, labels)
     kind = kind_of(given, metric)
     scorer = scorer_for(metric, kind)
     check_estimator(estimator, kind)
     y, classes = encode(given, kind)
-    named = values_of(store.groups, len(store))
-    groups = group_codes([named[i] for i in positions])
+    named = values_of(store.groups if groups is None else groups, len(store))
+    if len(named) != len(store):
+        raise ProbeError(
+            f"groups has {len(named)} entries, but the store has {len(store)} rows: one a row, or None"
+        )
+    codes = group_codes([named[i] for i in positions])
     stratify = kind == "classes"
-    k = possible_folds(y, cv=cv, groups=groups, stratify=stratify)
+    k = possible_folds(y, cv=cv, groups=codes, stratify=stratify)
     if k < 2:
         raise ProbeError(
             "the rows are of too few groups to hold some out: two are needed, for a regression four. "
@@ -170,10 +178,10 @@ def make_task(
             f"cv={cv} is more than the rows of a class, or the groups, allow: using {k}", stacklevel=3
         )
     times = max(1, min(10, 1000 // len(y))) if repeats == "auto" else repeats
-    folds = assign_folds(y, folds=k, repeats=times, seed=seed, groups=groups, stratify=stratify)
+    folds = assign_folds(y, folds=k, repeats=times, seed=seed, groups=codes, stratify=stratify)
     inner: tuple[Index, ...] = ()
     if nested is True or (nested == "auto" and len(y) <= NESTED_ROWS):
-        inner = _inner_folds(y, folds, cv=cv, seed=seed, groups=groups, stratify=stratify)
+        inner = _inner_folds(y, folds, cv=cv, seed=seed, groups=codes, stratify=stratify)
     task = Task(positions, y, classes, kind, estimator, scorer, folds, inner)
     if task.streams and task.n_folds < 3:
         raise ProbeError(

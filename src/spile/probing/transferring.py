@@ -19,6 +19,7 @@ from spile.probing import deployment
 from spile.probing.combining import Combine
 from spile.probing.exporting import Export
 from spile.probing.heads import check_name
+from spile.probing.leaks import warn_of_split
 from spile.probing.measuring import CurvePoint, curve_of, held_out_scores, mean_scores
 from spile.probing.metrics import Metric
 from spile.probing.preparing import example_of, few_samples, make_folder, open_data, tap_for, texts_of
@@ -91,6 +92,7 @@ def transfer(
     nested: bool | Literal["auto"] = "auto",
     shots: int | Sequence[int] | None = None,
     seeds: int = 1,
+    group_duplicates: bool = False,
     batch_size: int | Literal["auto"] = "auto",
     max_bad: float = 0.01,
     progress: bool = True,
@@ -127,6 +129,8 @@ def transfer(
         shots: use only so many labels of every class for choosing and fitting; the rest measures. Several
             numbers give a learning curve; the model is of the largest.
         seeds: repeat the choice of training rows so often; the report lists them, the first makes the model.
+        group_duplicates: keep near-duplicates on one side of every split, see `Store.near_duplicates`; they
+            are warned of otherwise.
         batch_size: samples a batch.
         max_bad: share of samples that may be unreadable.
         progress: show a bar where standard error is a terminal.
@@ -167,7 +171,9 @@ def transfer(
     tap.close()
     with clock("choose a layer"):
         texts = texts_of(source, store)
-        splits = [split_rows(store, shots=number, seed=seed) for number, seed in draws]
+        groups = store.near_duplicates().groups if group_duplicates else None
+        splits = [split_rows(store, shots=number, seed=seed, groups=groups) for number, seed in draws]
+        warn_of_split(store, splits[0])
         results = [
             probe(
                 store,
@@ -177,6 +183,7 @@ def transfer(
                 metric=metric,
                 cv=cv,
                 rows=split.train,
+                groups=groups,
                 texts=texts,
                 seed=seed,
                 max_macs=max_macs,

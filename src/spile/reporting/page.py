@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from spile.errors import DataError
-from spile.reporting import lines, svg, words
+from spile.reporting import diagnosed, lines, svg, words
 from spile.reporting.record import Row, Run, read_run
 
 CHART_WIDTHS = (340, 620, 920)
@@ -85,6 +85,7 @@ def render(run: Run, run_dir: Path) -> str:
         curves=lines.training_charts(run.training) if run.training else [],
         columns=table_columns(run),
         max_matrix=MAX_MATRIX,
+        **diagnosed.charts(run.findings, CHART_WIDTHS),
     )
 
 

@@ -21,12 +21,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from spile.errors import DataError
+from spile.reporting.findings import Findings, Label, Sample
 
 SCHEMA = 1
 """The one version of ``run.json`` that this reader understands."""
 
 T = TypeVar("T")
-Label = str | int | float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +131,6 @@ class Confusion:
         n = len(self.labels)
         if len(self.matrix) != n or any(len(row) != n for row in self.matrix):
             raise ValueError(f"needs a matrix of {n} × {n} counts, as many as there are labels")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A picture with its id and label, and, where it applies, how far from its query it is."""
-
-    id: str
-    label: Label = None
-    picture: str | None = None
-    distance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +296,7 @@ class Run:
     environment: dict[str, Label] = field(default_factory=dict)
     training: Training | None = None
     comparison: Comparison | None = None
+    findings: Findings | None = None
 
     @cached_property
     def pick(self) -> Row | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from math import isfinite
 
+from spile.reporting.findings import Drift, Findings, Grid, Layer
 from spile.reporting.record import Chart, Confusion, Neighbors, Row, Run, Training
 
 NONE = "–"
@@ -116,6 +117,8 @@ def verdict(run: Run) -> str:
     """
     if run.comparison is not None:
         return run.comparison.verdict
+    if run.findings is not None:
+        return _diagnosed(run.findings)
     if run.training is not None:
         return _trained(run.training, run)
     if run.pick is None:
@@ -261,3 +264,53 @@ def neighbor_words(queries: tuple[Neighbors, ...]) -> str:
     pairs = [(near.label, each.query.label) for each in queries for near in each.neighbors]
     same = sum(label(a) == label(b) for a, b in pairs)
     return f"{count(same)} of {count(len(pairs))} neighbors have their query's label."
+
+
+def grid_words(grid: Grid) -> str:
+    """The text alternative of a grid: its size, and the most and least alike of different names."""
+    known = [
+        (value, row, column)
+        for row, line in zip(grid.rows, grid.values, strict=True)
+        for column, value in zip(grid.columns, line, strict=True)
+        if value is not None and row != column
+    ]
+    title = f"{grid.title}, {len(grid.rows)} by {len(grid.columns)}."
+    if not known:
+        return title
+    (high, a, b), (low, c, d) = max(known), min(known)
+    return f"{title} Most alike: {a} and {b}, {plain(high)}. Least: {c} and {d}, {plain(low)}."
+
+
+def rank_words(layers: Sequence[Layer]) -> str:
+    """The text alternative of the chart of effective ranks."""
+    parts = [f"{layer.point} {plain(layer.effective_rank)} of {count(layer.dims)}" for layer in layers]
+    return f"Line chart of effective rank by depth: {', '.join(parts)}."
+
+
+def drift_words(drift: Drift) -> str:
+    """The text alternative of the chart of drift by depth."""
+    parts = [f"{row.point} {plain(row.coefficient)} (p {plain(row.p_value)})" for row in drift.table]
+    return f"Line chart of the energy coefficient by depth: {', '.join(parts)}."
+
+
+def drift_verdict(drift: Drift) -> str:
+    """Whether the samples changed, at the usual level of 5 %."""
+    shown = f"p = {plain(drift.p_value)} over {count(len(drift.table))} points"
+    if drift.p_value < 0.05:
+        return f"The samples have drifted ({shown}), most at {drift.strongest}."
+    return f"No drift is shown ({shown})."
+
+
+def _diagnosed(findings: Findings) -> str:
+    """The headline of a diagnosis: what is wrong with the samples."""
+    parts = []
+    wrong, copies, drift = findings.wrong_labels, findings.duplicates, findings.drift
+    if wrong is not None:
+        parts.append(f"{count(wrong.total)} of {count(wrong.looked_at)} labels look wrong")
+    if copies is not None:
+        across = f", {count(copies.leaked)} of them across splits" if copies.leaked else ""
+        parts.append(f"{count(copies.samples)} samples have a near-duplicate{across}")
+    if drift is not None:
+        parts.append("the samples have drifted" if drift.p_value < 0.05 else "no drift is shown")
+    stated = "; ".join(parts) or "layers compared"
+    return f"{count(findings.samples)} samples: {stated}."

@@ -5,6 +5,7 @@ give a `Writer`; `open_store` gives a `Store`.
 """
 
 from spile.store.adding import ColumnWriter
+from spile.store.duplicates import Duplicates
 from spile.store.manifest import ColumnSpec, Manifest
 from spile.store.reading import Column, Store, has_store, open_store
 from spile.store.search import Neighbors
@@ -14,6 +15,7 @@ __all__ = [
     "Column",
     "ColumnSpec",
     "ColumnWriter",
+    "Duplicates",
     "Manifest",
     "Neighbors",
     "Store",

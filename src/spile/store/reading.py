@@ -17,6 +17,7 @@ from spile.errors import MissingDependency, StoreError, nearest
 from spile.store import lance_io
 from spile.store.adding import ColumnWriter
 from spile.store.arrays import Values, optional_values, to_numpy
+from spile.store.duplicates import Duplicates, deepest, linked, near_pairs, require_radius
 from spile.store.lance_io import StorageOptions
 from spile.store.manifest import (
     RESERVED,
@@ -27,7 +28,7 @@ from spile.store.manifest import (
     describe,
     require_same,
 )
-from spile.store.search import Metric, Neighbors, build_index, find_neighbors
+from spile.store.search import Metric, Neighbors, build_index, find_neighbors, require_vectors
 
 if TYPE_CHECKING:
     import duckdb
@@ -162,6 +163,27 @@ class Store:
         """
         rows, distances = find_neighbors(self[name], query, k, metric, self.positions)
         return Neighbors(ids=self.ids[rows], rows=rows, distances=distances)
+
+    def near_duplicates(self, name: str | None = None, *, max_distance: float | None = None) -> Duplicates:
+        """Samples that are there more than once, or nearly so, by their activations at the point `name`.
+
+        By default the deepest point that holds one row of numbers a sample, where two pictures of one thing
+        are near. The distance is ``1 - cos`` of rows less their mean; `max_distance` is by default
+        0.13 of the median distance to a nearest sample (see `spile.store.duplicates`). Raises
+        `StoreError` where no point fits or more than a million pairs are that near.
+        """
+        require_radius(max_distance)
+        point = deepest(self.points) if name is None else name
+        column = self[point]
+        require_vectors(column)
+        pairs = near_pairs(column, radius=max_distance)
+        if not pairs.complete:
+            raise StoreError(
+                f"More than {len(pairs.rows):,} pairs of samples are nearer than {pairs.radius:.2g} at "
+                f"{point!r}. Name another point, or type a smaller distance: "
+                f"max_distance={pairs.radius / 10:.1g}"
+            )
+        return Duplicates(point, pairs, self.ids[pairs.rows], linked(len(self), pairs.rows, self.groups))
 
     def index(
         self, name: str, *, metric: Metric = "cosine", kind: str = "IVF_HNSW_SQ", **options: Any

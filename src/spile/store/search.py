@@ -54,7 +54,7 @@ def find_neighbors(
 def build_index(column: Column, metric: Metric, kind: str, options: Mapping[str, Any]) -> None:
     """Build a Lance index whose name tells its metric, so that `find_neighbors` never uses one of another."""
     _require_metric(metric)
-    _require_vectors(column)
+    require_vectors(column)
     with one_line_errors("index", column.dataset.uri):
         column.dataset.create_index(
             column.arrow_name, kind, name=_index_name(column, metric), metric=metric, replace=True, **options
@@ -62,7 +62,7 @@ def build_index(column: Column, metric: Metric, kind: str, options: Mapping[str,
 
 
 def _queries(column: Column, query: Any) -> Values:
-    _require_vectors(column)
+    require_vectors(column)
     values = np.asarray(query, dtype=np.float64)
     shape, width = column.spec.shape, column.spec.width
     allowed = (shape, (width,))
@@ -81,7 +81,8 @@ def _require_metric(metric: str) -> None:
         raise StoreError(f"The metric is {metric!r}. Allowed: {', '.join(map(repr, get_args(Metric)))}")
 
 
-def _require_vectors(column: Column) -> None:
+def require_vectors(column: Column) -> None:
+    """Raise `StoreError` for a point whose samples have no distance."""
     if column.spec.variable:
         raise StoreError(
             f"The point {column.spec.name!r} holds sequences of varying length, which have no distance. "
@@ -110,7 +111,7 @@ def _scan(column: Column, queries: Values, k: int, metric: Metric) -> Values:
 def _pairwise(queries: Values, vectors: Values, metric: Metric) -> Values:
     """(q, m) values that order as the distances do, by one matrix product."""
     if metric == "cosine":
-        return -_unit(queries) @ _unit(vectors).T
+        return -unit_rows(queries) @ unit_rows(vectors).T
     squares: Values = (vectors**2).sum(axis=1) - 2 * queries @ vectors.T
     return squares
 
@@ -119,14 +120,15 @@ def _rank(column: Column, query: Values, rows: Values, k: int, metric: Metric) -
     """The `k` nearest of the candidates `rows`, by distances computed without cancellation."""
     vectors = column.take(rows).reshape(len(rows), column.spec.width).astype(np.float64)
     if metric == "cosine":
-        distances = np.clip(1 - _unit(vectors) @ _unit(query[None])[0], 0, 2)
+        distances = np.clip(1 - unit_rows(vectors) @ unit_rows(query[None])[0], 0, 2)
     else:
         distances = np.linalg.norm(vectors - query, axis=1)
     order = np.lexsort((rows, distances))[:k]
     return rows[order], distances[order]
 
 
-def _unit(vectors: Values) -> Values:
+def unit_rows(vectors: Values) -> Values:
+    """Rows (n, d) divided by their Euclidean length; a row of zeros stays one."""
     norms: Values = np.linalg.norm(vectors, axis=1, keepdims=True)
     norms[norms == 0] = 1
     unit: Values = vectors / norms

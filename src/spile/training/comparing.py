@@ -13,10 +13,10 @@ from typing import Any
 
 from spile.errors import TrainingError
 from spile.fitting import Epoch
-from spile.probing.record import write_json
+from spile.probing.record import about, write_json
 from spile.reporting import write_report
 from spile.training.recipe import Recipe
-from spile.training.record import about, chart
+from spile.training.record import chart
 from spile.training.running import fit
 from spile.training.statistics import Difference, Reached, paired_difference, time_to
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import spile
 from spile.data import Source
 from spile.fitting import Epoch, Fitted
-from spile.probing.record import cpu_name, write_json
+from spile.probing.record import about, write_json
 from spile.training.building import Built
 from spile.training.recipe import Recipe
 from spile.training.rows import TrainingRows
@@ -68,24 +65,6 @@ def write_record(
         },
     )
     write_json(folder / "epochs.json", epochs)
-
-
-def about(title: str, command: str | None) -> dict[str, Any]:
-    """What every record begins with."""
-    return {
-        "schema": 1,
-        "title": title,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "metric": "accuracy",
-        "table": [],
-        "environment": {
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        },
-    }
 
 
 def charts(epochs: Sequence[Epoch], heads: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,8 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python, a test compares the two
+    from spile import augmentation as augmentation
     from spile import supervision as supervision
+    from spile.augmenting import at_layer as at_layer
+    from spile.augmenting import augment as augment
+    from spile.augmenting import guide as guide
+    from spile.banking import MapBank as MapBank
     from spile.errors import AddressError as AddressError
+    from spile.errors import AugmentationError as AugmentationError
     from spile.errors import CaptureError as CaptureError
     from spile.errors import DataError as DataError
     from spile.errors import FingerprintMismatch as FingerprintMismatch
@@ -23,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.errors import SupervisionError as SupervisionError
     from spile.errors import TrainingError as TrainingError
     from spile.extraction import extract as extract
+    from spile.feeding import feed as feed
     from spile.models import load_model as load_model
     from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
     from spile.preprocessing import TextPreprocessing as TextPreprocessing
@@ -44,8 +51,11 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
 __version__ = "0.1.0"
 
 _HOMES = {
+    "spile.augmenting": ("at_layer", "augment", "guide"),
+    "spile.banking": ("MapBank",),
     "spile.errors": (
         "AddressError",
+        "AugmentationError",
         "CaptureError",
         "DataError",
         "FingerprintMismatch",
@@ -59,6 +69,7 @@ _HOMES = {
         "TrainingError",
     ),
     "spile.extraction": ("extract",),
+    "spile.feeding": ("feed",),
     "spile.models": ("load_model",),
     "spile.preprocessing": ("ImagePreprocessing", "TextPreprocessing"),
     "spile.probing": ("load", "probe", "transfer"),
@@ -68,7 +79,7 @@ _HOMES = {
     "spile.training": ("Recipe", "Supervision", "compare", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("supervision",)
+_ROOMS = ("augmentation", "supervision")
 """Packages of specs that need no import of their own: ``spile.supervision.Labels``."""
 _RENAMED = {"open": "open_store"}  # inside its module the name would hide the builtin
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from spile.cli import exporting, extracting, looking, training, transferring
+from spile.cli import augmenting, exporting, extracting, looking, training, transferring
 from spile.errors import SpileError
 
 __all__ = ["app", "main"]
@@ -55,6 +55,11 @@ _COMMANDS = (
         training.train,
         "Train a classifier, with heads on its layers or without.",
         "spile train photos/ -m timm:resnet18 --supervise auto --epochs 20",
+    ),
+    (
+        augmenting.augment,
+        "Show what augmentation guided by a layer does to images.",
+        "spile augment photos/ -m timm:resnet18 --at layer3 --preview",
     ),
     (looking.report, "Write a run's page again.", "spile report run"),
     (looking.doctor, "Say what is installed, and what to type for what is not.", "spile doctor --json"),

@@ -33,6 +33,8 @@ from spile.augmentation import (
 from spile.errors import AugmentationError
 from spile.keras.augmentation import KerasCanvas
 
+pytestmark = pytest.mark.filterwarnings("ignore:Tensor.T is deprecated on 0-D")  # in Keras on PyTorch
+
 SIDE = 32
 GRID = Grid(Axis(8, 4.0, 1.5), Axis(8, 4.0, 1.5))
 QUARTER = Quantile(0.75)
@@ -67,7 +69,8 @@ def pictures(count: int = 4) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
 
 
-INVERT = layers.RandomInvert(1.0)
+INVERT = Photometric(lambda pixels: 255 - pixels)
+WHITE, BLACK = (layers.RandomBrightness((level, level)) for level in (1.0, -1.0))
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +194,11 @@ def test_masks_and_boxes_move_along() -> None:
 
 def test_a_pipeline_is_taken_layer_by_layer() -> None:
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
-    pipeline = layers.Pipeline([INVERT, layers.RandomBrightness((-1.0, -1.0))])
-    found = augmenter(Inside(pipeline, QUARTER, soft=False))(images, ids=["a"]).images
-    assert not found.any()
+    pipeline = layers.Pipeline([WHITE, layers.RandomFlip("horizontal"), BLACK])
+    found = [
+        augmenter(Inside(pipeline, QUARTER, soft=False))(images, ids=["a"], epoch=e).images for e in range(6)
+    ]
+    assert not any(each.any() for each in found)  # whatever was white was flipped with its region
 
 
 def test_what_is_not_known_not_to_move_pixels_is_refused() -> None:
@@ -201,6 +206,7 @@ def test_what_is_not_known_not_to_move_pixels_is_refused() -> None:
         augmenter(Inside(lambda x: x, QUARTER))(pictures(), ids=IDS)
 
 
+@pytest.mark.zoo  # on JAX the layer compiles for half a minute
 def test_rand_augment_pastes_the_region_back() -> None:
     images = pictures()
     kept = augmenter(KeepSalient(layers.RandAugment(), QUARTER, soft=False))(images, ids=IDS).images
@@ -273,3 +279,43 @@ def test_snapmix_and_mass() -> None:
 def test_photometric_functions() -> None:
     found = augmenter(Inside(Photometric(lambda x: x * 0), QUARTER, soft=False))(pictures(), ids=IDS).images
     assert not found[:, :16, :16].any()
+
+
+# ------------------------------------------------------------------------------------------- at a layer
+
+
+def test_mixing_at_a_layer_is_that_of_pytorch(model: keras.Model) -> None:
+    """What is drawn is NumPy's, so both frameworks mix alike; labels are exact."""
+    from spile.augmentation import ManifoldMixup
+    from spile.augmentation.features import plan
+    from spile.augmentation.randomness import Draw
+
+    images = pictures().astype(np.float32) / 255
+    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
+    expected = ops.convert_to_numpy(model(images, training=False))
+    layer = spile.at_layer(model, "early", ManifoldMixup(), classes=5, seed=3)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+    labels = layer.step(np.arange(4), ids=IDS, epoch=1)
+    found = ops.convert_to_numpy(model(images, training=False))
+    drawn = plan(ManifoldMixup(), IDS, Draw(3, 1))
+    own = drawn.own.reshape(-1, 1, 1, 1)
+    mixed = own * early + (1 - own) * early[drawn.partners]
+    rest = keras.Model(model.get_layer("early").output, model.output)
+    layer.close()
+    np.testing.assert_allclose(found, ops.convert_to_numpy(rest(mixed.astype(np.float32))), atol=1e-4)
+    hot = np.eye(5)[:4]
+    np.testing.assert_allclose(
+        labels, drawn.own[:, None] * hot + (1 - drawn.own[:, None]) * hot[drawn.partners], atol=1e-6
+    )
+    assert "call" not in vars(model.get_layer("early"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+
+
+def test_a_compiled_step_is_noticed(model: keras.Model) -> None:
+    from spile.augmentation import FeatureNoise
+    from spile.errors import CaptureError
+
+    with spile.at_layer(model, "early", FeatureNoise(), classes=5) as layer:
+        layer.step(np.arange(4), ids=IDS, epoch=0)
+        with pytest.raises(CaptureError, match="did not run since the last step"):
+            layer.step(np.arange(4), ids=IDS, epoch=0)

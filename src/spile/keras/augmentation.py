@@ -82,14 +82,9 @@ class KerasCanvas:
             own = np.asarray(self.array(own))
             own = own[:, :, None] if own.ndim == 2 else own
             stacked = np.concatenate([stacked, own.astype(np.float32)], axis=-1)
-        sample = {"images": image[None].astype(np.float32), "segmentation_masks": stacked[None]}
-        if "bounding_boxes" in targets:
-            boxes = targets["bounding_boxes"]
-            sample["bounding_boxes"] = {name: np.asarray(self.array(v))[None] for name, v in boxes.items()}
+        boxes = targets.get("bounding_boxes")
         with seeded(operation, key):
-            done = operation(sample, training=True)
-        pixels = self.array(done["images"])[0]
-        after = self.array(done["segmentation_masks"])[0]
+            pixels, after, boxes = _transformed(operation, image, stacked, boxes)
         if after.shape == stacked.shape and np.array_equal(after[:, :, :2], stacked[:, :, :2]):
             return Operated(pixels, masks, targets or None, False)
         moved = dict(targets)
@@ -98,8 +93,8 @@ class KerasCanvas:
             moved["segmentation_masks"] = kept.reshape(
                 kept.shape[:2] if np.ndim(targets["segmentation_masks"]) == 2 else kept.shape
             )
-        if "bounding_boxes" in targets:
-            moved["bounding_boxes"] = {n: self.array(v)[0] for n, v in done["bounding_boxes"].items()}
+        if boxes is not None:
+            moved["bounding_boxes"] = boxes
         return Operated(pixels, np.moveaxis(after[:, :, 2 : len(planes)], -1, 0), moved or None, True)
 
     def repainted(self, operation: Any, image: Any, key: int) -> Any:
@@ -208,6 +203,37 @@ def seeded(layer: Any, key: int) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, before, strict=True):
             generator.state.assign(state)
+
+
+def _transformed(layer: Any, image: Array, planes: Array, boxes: Any) -> tuple[Array, Array, Any]:
+    """Image, planes and boxes of one sample under one random transformation.
+
+    Each gets a copy of it: Keras 3.15 on PyTorch changes it in place when it moves the image, so that masks
+    and boxes that follow are moved otherwise (`keras.ops.image.affine_transform`).
+    """
+    images = ops.convert_to_tensor(image[None].astype(np.float32))
+    if not layer.built:
+        layer.build(images.shape)
+    drawn = layer.get_random_transformation({"images": images}, training=True)
+
+    def once() -> Any:
+        return keras.tree.map_structure(_copied, drawn)
+
+    pixels = layer.transform_images(images, once(), training=True)
+    after = layer.transform_segmentation_masks(ops.convert_to_tensor(planes[None]), once(), training=True)
+    if boxes is not None:
+        if not getattr(layer, "bounding_box_format", None):
+            raise AugmentationError(
+                f"{_name(layer)} is given boxes: say how they are written, e.g. bounding_box_format='xyxy'"
+            )
+        batch = {name: ops.convert_to_tensor(np.asarray(value)[None]) for name, value in boxes.items()}
+        moved = layer.transform_bounding_boxes(batch, once(), training=True)
+        boxes = {name: ops.convert_to_numpy(value)[0] for name, value in moved.items()}
+    return ops.convert_to_numpy(pixels)[0], ops.convert_to_numpy(after)[0], boxes
+
+
+def _copied(value: Any) -> Any:
+    return ops.copy(value) if is_tensor(value) else value
 
 
 def _coordinates(height: int, width: int) -> tuple[Array, Array]:

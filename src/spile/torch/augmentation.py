@@ -74,7 +74,8 @@ class TorchCanvas:
         if not isinstance(operation, v2.Transform):
             raise AugmentationError(
                 f"{_name(operation)} is no transform of torchvision.transforms.v2, so it is not known "
-                "whether it moves pixels: wrap a function that does not, spile.augmentation.Photometric(function)"
+                "whether it moves pixels: wrap a function that does not, "
+                "spile.augmentation.Photometric(function)"
             )
         height, width = image.shape[-2:]
         # Two planes that are different everywhere show whether pixels were moved.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.taps import Activations as Activations
     from spile.taps import layers as layers
     from spile.taps import tap as tap
+    from spile.training import Augmentation as Augmentation
     from spile.training import Recipe as Recipe
     from spile.training import Supervision as Supervision
     from spile.training import compare as compare
@@ -76,7 +77,7 @@ _HOMES = {
     "spile.store": ("open",),
     "spile.supervising": ("supervise",),
     "spile.taps": ("Activations", "layers", "tap"),
-    "spile.training": ("Recipe", "Supervision", "compare", "train"),
+    "spile.training": ("Augmentation", "Recipe", "Supervision", "compare", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("augmentation", "supervision")

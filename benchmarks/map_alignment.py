@@ -2,7 +2,7 @@
 
     python benchmarks/map_alignment.py
 
-Truth is the centroid of the gradient of the middle cell by the input image, in the network's own strides, kernels
+Truth is the centroid of the middle cell's gradient by the image, in the network's own strides, kernels
 and padding: weights are set equal and positive, norms to identity, maxima to means, so that nothing but the
 geometry is left, and inputs are enlarged by a multiple of every stride where the receptive field would reach
 the border. Errors in pixels, the larger of the two axes.

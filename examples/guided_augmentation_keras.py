@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> dict[str, list[float]]:
         Absolute(0.5),
         low=[
             layers.RandomColorJitter((0, 255), brightness_factor=0.4, contrast_factor=0.4, hue_factor=0.2),
-            layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=2.0),
+            layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=1.0),
         ],
         high=layers.RandomBrightness(0.1),
     )

@@ -40,6 +40,9 @@ def test_batches_do_not_depend_on_when_they_are_made(guide: Any) -> None:
     assert first[0].shape == (4, 24, 24, 3)
     np.testing.assert_array_equal(batches[1][0], first[1])
     batches.on_epoch_end()
+    assert batches.epoch == 0  # none had begun
+    batches.on_epoch_begin()
+    batches.on_epoch_end()
     assert batches.epoch == 1
     assert any((batches[number][0] != first[number]).any() for number in range(3))
     batches.set_epoch(0)
@@ -50,8 +53,16 @@ def test_fit_goes_through_the_epochs(guide: Any) -> None:
     batches = spile.feed(spile.augment(guide, MapCutMix()), data(), batch_size=4)
     model = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), layers.Dense(3)])
     model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
-    model.fit(batches, epochs=2, verbose=0)
-    assert batches.epoch == 2
+    seen: list[int] = []
+    make = batches.feed.batch
+    batches.feed.batch = lambda number, epoch: seen.append(epoch) or make(number, epoch)
+    model.fit(batches, epochs=3, verbose=0)
+    assert len(set(seen)) >= 3  # never the same epoch twice
+    assert seen == sorted(seen)
+    seen.clear()
+    model.fit(batches, epochs=6, initial_epoch=4, verbose=0, callbacks=[Epochs(batches)])
+    assert {4, 5} <= set(seen)
+    assert seen[-1] == 5
     images, labels = batches[0]
     assert images.dtype == np.uint8
     np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)

@@ -181,7 +181,7 @@ class KerasCanvas:
             return [keras.layers.RandomColorJitter((0, 255), 0.1, 0.1, 0.1)]
         return [
             keras.layers.RandomColorJitter((0, 255), 0.4, 0.4, 0.4, 0.1),
-            keras.layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=2.0),
+            keras.layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=1.0),
         ]
 
 

@@ -14,16 +14,22 @@ if TYPE_CHECKING:
 
 
 class Batches(keras.utils.PyDataset):
-    """Augmented batches; `fit` goes on to the next epoch by itself."""
+    """Augmented batches. `fit` goes on to the next epoch by itself.
+
+    The backends signal the ends of epochs differently, so the first epoch may count as 1. With
+    ``callbacks=[Epochs(batches)]`` the number is Keras' own, also in a run that is resumed.
+    """
 
     def __init__(self, feed: Feed, workers: int) -> None:
         super().__init__(workers=max(1, workers), use_multiprocessing=False)
         self.feed = feed
         self.epoch = 0
+        self._begun = False
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that comes, counted from 0."""
         self.epoch = epoch
+        self._begun = False
 
     def __len__(self) -> int:
         return len(self.feed)
@@ -33,21 +39,26 @@ class Batches(keras.utils.PyDataset):
         found = self.feed.batch(number, self.epoch)
         return found.images, found.labels
 
-    def on_epoch_end(self) -> None:
+    def on_epoch_begin(self) -> None:
         """Keras' own signal."""
-        self.epoch += 1
+        self._begun = True
+
+    def on_epoch_end(self) -> None:
+        """Keras' own signal, which also comes where no epoch has begun."""
+        self.epoch += self._begun
+        self._begun = False
 
 
 class Epochs(keras.callbacks.Callback):
-    """Tells an augmenter in a pipeline of your own which epoch it is."""
+    """Tells a feed, or an augmenter in a pipeline of your own, which epoch it is."""
 
-    def __init__(self, augmenter: Augmenter) -> None:
+    def __init__(self, told: Batches | Augmenter) -> None:
         super().__init__()
-        self.augmenter = augmenter
+        self.told = told
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Keras' own signal."""
-        self.augmenter.set_epoch(epoch)
+        self.told.set_epoch(epoch)
 
 
 def mapped(augmenter: Augmenter) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from keras import layers
 
 import spile
 from spile.augmentation import Absolute, ByLevel
+from spile.data import open_source
 
 SIZE = 64
 CLASSES = 5
@@ -24,7 +25,7 @@ CLASSES = 5
 
 def images_of(samples: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn shapes on grey ground, and which shape it is."""
-    source = spile.data.open_source("demo:shapes")
+    source = open_source("demo:shapes")
     names = sorted({record.label for record in source.records})
     images = np.stack([source.read(position) for position in range(samples)])
     return images, np.array([names.index(record.label) for record in source.records[:samples]])

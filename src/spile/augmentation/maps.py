@@ -52,7 +52,7 @@ def maps_of(raw: Array, grid: Grid, size: tuple[int, int]) -> Maps:
     """Maps of whole pictures of `size` (height, width) from what a guide gave, (samples, h, w).
 
     They are rounded to half precision, as `MapBank` keeps them: the same map comes from both, and what
-    another number of threads does to the last digits does not matter.
+    another number of threads does to the last digits seldom matters.
     """
     count = len(raw)
     values = normalised(rounded(raw)).astype(np.float16).astype(np.float32)

@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KERAS = ("keras.md", "supervision_keras.md")  # their blocks run in tests/keras, once for each backend
+KERAS = (
+    "keras.md",
+    "supervision_keras.md",
+    "augmentation_keras.md",
+)  # their blocks run in tests/keras, once for each backend
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -24,6 +24,7 @@ def test_every_error_is_a_spile_error_and_also_the_builtin_that_fits() -> None:
         "ProbeError": ValueError,
         "SupervisionError": ValueError,
         "TrainingError": ValueError,
+        "AugmentationError": ValueError,
         "MissingDependency": ImportError,
         "SpileError": Exception,
     }

@@ -60,11 +60,22 @@ def test_handcrafted_plus_activations(capsys: pytest.CaptureFixture[str]) -> Non
     assert set(scores) == {"HOG + LBP", "activations", "both"}
 
 
+def test_guided_augmentation_torch(capsys: pytest.CaptureFixture[str]) -> None:
+    run("guided_augmentation_torch", "--samples", "32", "--epochs", "1")
+
+    lines = [
+        line.split(":") for line in capsys.readouterr().out.splitlines() if line.startswith("mean change")
+    ]
+    active, elsewhere = (float(text.split()[0]) for _, text in lines)
+    assert elsewhere > 1.5 * active > 0
+
+
 def test_no_example_escapes() -> None:
     run = {
         "deep_supervision_torch",
         "segmentation_torch",
         "features_to_svm_torch",
+        "guided_augmentation_torch",
         "handcrafted_plus_activations",
     }
     assert {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.endswith("_keras")} == run

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python, a test compares the two
     from spile import inspection as inspection
+    from spile import augmentation as augmentation
     from spile import supervision as supervision
+    from spile.augmenting import at_layer as at_layer
+    from spile.augmenting import augment as augment
+    from spile.augmenting import guide as guide
+    from spile.banking import MapBank as MapBank
     from spile.errors import AddressError as AddressError
+    from spile.errors import AugmentationError as AugmentationError
     from spile.errors import CaptureError as CaptureError
     from spile.errors import DataError as DataError
     from spile.errors import FingerprintMismatch as FingerprintMismatch
@@ -26,6 +32,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.extraction import extract as extract
     from spile.inspection import diagnose as diagnose
     from spile.inspection import similarity as similarity
+    from spile.feeding import feed as feed
     from spile.models import load_model as load_model
     from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
     from spile.preprocessing import TextPreprocessing as TextPreprocessing
@@ -37,6 +44,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.taps import Activations as Activations
     from spile.taps import layers as layers
     from spile.taps import tap as tap
+    from spile.training import Augmentation as Augmentation
     from spile.training import Recipe as Recipe
     from spile.training import Supervision as Supervision
     from spile.training import compare as compare
@@ -47,8 +55,11 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
 __version__ = "0.1.0"
 
 _HOMES = {
+    "spile.augmenting": ("at_layer", "augment", "guide"),
+    "spile.banking": ("MapBank",),
     "spile.errors": (
         "AddressError",
+        "AugmentationError",
         "CaptureError",
         "DataError",
         "FingerprintMismatch",
@@ -63,16 +74,17 @@ _HOMES = {
     ),
     "spile.extraction": ("extract",),
     "spile.inspection": ("diagnose", "similarity"),
+    "spile.feeding": ("feed",),
     "spile.models": ("load_model",),
     "spile.preprocessing": ("ImagePreprocessing", "TextPreprocessing"),
     "spile.probing": ("load", "probe", "transfer"),
     "spile.store": ("open",),
     "spile.supervising": ("supervise",),
     "spile.taps": ("Activations", "layers", "tap"),
-    "spile.training": ("Recipe", "Supervision", "compare", "train"),
+    "spile.training": ("Augmentation", "Recipe", "Supervision", "compare", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_ROOMS = ("inspection", "supervision")
+_ROOMS = ("augmentation", "inspection", "supervision")
 """Packages that need no import of their own: ``spile.supervision.Labels``."""
 _RENAMED = {"open": "open_store"}  # inside its module the name would hide the builtin
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
 
+from spile.augmentation.canvas import Canvas
+from spile.augmentation.features import FeatureOperation
+from spile.augmentation.settings import GuideLike, GuideSettings
 from spile.errors import ModelError
 from spile.fitting import Fitted, Job
 from spile.observation import Observation
@@ -102,6 +105,22 @@ class Tap(Protocol):
 
     def verify(self, *args: Any, **kwargs: Any) -> Verification:
         """Compare every point with an independent reference."""
+        ...
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class AtLayer(Protocol):
+    """An operation on the activations of a layer; see `spile.at_layer`."""
+
+    def step(self, labels: Any, *, ids: Any, epoch: int) -> Any:
+        """Draw for the training batch that comes, and give its labels, (n, classes) weights."""
         ...
 
     def close(self) -> None:
@@ -247,6 +266,31 @@ class Backend(Protocol):
         """Put auxiliary heads on a model."""
         ...
 
+    def guide(self, model: Any, settings: GuideSettings) -> GuideLike:
+        """Make a guide for augmentation."""
+        ...
+
+    def canvas(self) -> Canvas:
+        """What changes the pixels of a batch."""
+        ...
+
+    def at_layer(
+        self,
+        model: Any,
+        at: Any,
+        operation: FeatureOperation,
+        *,
+        example: Any,
+        seed: int,
+        classes: int | None,
+    ) -> AtLayer:
+        """Change what a layer gives in training."""
+        ...
+
+    def feed(self, feed: Any, workers: int) -> Any:
+        """A loader of the batches of a `spile.feeding.Feed`."""
+        ...
+
     FORMATS: Mapping[str, str]
     """The formats of `save_whole`, and the name of each file."""
 
@@ -316,11 +360,16 @@ def backend_of(model: Any) -> Backend:
     """
     framework = framework_of(model)
     if framework is not None:
-        return cast(Backend, importlib.import_module(f"spile.{framework}.backend"))
+        return backend_named(framework)
     raise ModelError(
         f"{type(model).__name__} is no model of a framework that is loaded: pass a torch.nn.Module, a "
         "keras.Model, or a reference such as 'timm:resnet50'"
     )
+
+
+def backend_named(framework: str) -> Backend:
+    """The backend of a framework, ``torch`` or ``keras``, which is imported."""
+    return cast(Backend, importlib.import_module(f"spile.{framework}.backend"))
 
 
 def framework_of(model: Any) -> str | None:

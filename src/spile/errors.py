@@ -46,6 +46,10 @@ class SupervisionError(SpileError, ValueError):
     """Auxiliary heads, their targets or weights do not fit the model, the task or each other."""
 
 
+class AugmentationError(SpileError, ValueError):
+    """A guide, a policy or kept maps do not fit the model, the images or each other."""
+
+
 class TrainingError(SpileError, ValueError):
     """A model cannot be trained as asked: labels, rows, options, or a run that is there already."""
 

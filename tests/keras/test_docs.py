@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("keras.md", "supervision_keras.md")
+PAGES = ("keras.md", "supervision_keras.md", "augmentation_keras.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -29,3 +29,14 @@ def test_deep_supervision_of_a_resnet() -> None:
     for head in ("conv1_relu", "conv3_block4_out", "conv5_block3_out"):
         assert history[f"{head}/weight"] == pytest.approx([0.3, 0.3])
         assert history[f"{head}/labels"][-1] > 0
+
+
+def test_guided_augmentation_by_vgg16(capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "guided_augmentation_keras.py"))
+    history = example["main"](example["parser"].parse_args(["--samples", "32", "--epochs", "1"]))
+    assert len(history["loss"]) == 1
+    lines = [
+        line.split(":") for line in capsys.readouterr().out.splitlines() if line.startswith("mean change")
+    ]
+    active, elsewhere = (float(text.split()[0]) for _, text in lines)
+    assert elsewhere > 1.5 * active > 0

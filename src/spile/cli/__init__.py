@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from spile.cli import diagnosing, exporting, extracting, looking, training, transferring
+from spile.cli import augmenting, diagnosing, exporting, extracting, looking, training, transferring
 from spile.errors import SpileError
 
 __all__ = ["app", "main"]
@@ -60,6 +60,11 @@ _COMMANDS = (
         diagnosing.diagnose,
         "Look for wrong labels, near-duplicates, leaks and drift in a store.",
         "spile diagnose feats.lance --data photos/",
+    ),
+    (
+        augmenting.augment,
+        "Show what augmentation guided by a layer does to images.",
+        "spile augment photos/ -m timm:resnet18 --at layer3 --preview",
     ),
     (looking.report, "Write a run's page again.", "spile report run"),
     (looking.doctor, "Say what is installed, and what to type for what is not.", "spile doctor --json"),

@@ -11,12 +11,12 @@ import typer
 
 from spile.cli.options import AsJson, BatchSize, Data, Device, InputSize, ModelName, Quiet, Weights, typed
 from spile.cli.showing import print_line, show, table_of
-from spile.errors import SupervisionError, nearest
+from spile.errors import AugmentationError, SupervisionError, nearest
 
 if TYPE_CHECKING:
     from spile.supervision import Target
     from spile.supervision.weights import Schedule, Weighting
-    from spile.training import Recipe, Supervision
+    from spile.training import Augmentation, Recipe, Supervision
 
 
 class Head(StrEnum):
@@ -78,6 +78,13 @@ def train(
     gradient: Annotated[
         float, typer.Option(min=0, help="Factor of the heads' gradients into the model; 0 stops them.")
     ] = 1.0,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="Guided augmentation, POLICY:LAYER, e.g. bylevel:layer3; see spile augment."),
+    ] = None,
+    maps: Annotated[
+        str, typer.Option(help="What guides: guided, or a placebo: permuted, random, centre.")
+    ] = "guided",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 10,
     batch_size: BatchSize = None,
     optimizer: Annotated[Optimizer, typer.Option(help="How weights are changed.")] = Optimizer.adamw,
@@ -98,7 +105,11 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Train with and without heads and say whether they help.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Train with and without heads, or with guided and permuted maps, and say whether it helps.",
+        ),
     ] = False,
     seeds: Annotated[int, typer.Option(min=2, help="Of --compare.")] = _SEEDS,
     accuracy: Annotated[
@@ -120,6 +131,7 @@ def train(
         weights=weights,
         device=device,
         supervise=_supervision(supervise, head.value, targets, weight, gradient, data),
+        augment=augmentation_named(augment, maps),
         epochs=epochs,
         batch_size=batch_size or 32,
         optimizer=optimizer.value,
@@ -155,15 +167,20 @@ def _compare(
 ) -> None:
     import spile
 
-    if recipe.supervise is None:
+    if (recipe.supervise is None) == (recipe.augment is None):
         raise SupervisionError(
-            "--compare holds training with heads against training without: say where, --supervise auto"
+            "--compare holds training with heads against training without, or guided maps against permuted "
+            "ones: say one of the two, --supervise auto or --augment bylevel:layer3"
         )
+    baseline, names = replace(recipe, supervise=None), ("without heads", "with heads")
+    if recipe.augment is not None:
+        baseline = replace(recipe, augment=replace(recipe.augment, maps="permuted"))
+        names = ("permuted maps", f"{recipe.augment.maps} maps")
     found = spile.compare(
-        replace(recipe, supervise=None),
+        baseline,
         recipe,
         seeds,
-        names=("without heads", "with heads"),
+        names=names,
         accuracy=accuracy,
         out=out,
         progress=not quiet,
@@ -198,6 +215,22 @@ def _supervision(
         weight=weighting_named(weight),
         gradient=gradient,
     )
+
+
+def augmentation_named(text: str | None, maps: str) -> Augmentation | None:
+    """Guided augmentation as ``bylevel:layer3``. Raises `AugmentationError` for anything else."""
+    if text is None:
+        return None
+    from spile.augmentation.presets import NAMES
+    from spile.training import Augmentation
+
+    policy, colon, at = text.partition(":")
+    if not colon or not at or policy not in NAMES:
+        raise AugmentationError(
+            f"--augment {text!r}: write a policy and a layer, {nearest(policy, NAMES, n=1)[0]}:layer3. "
+            f"Policies: {', '.join(NAMES)}"
+        )
+    return Augmentation(at=at, policy=policy, maps=maps)
 
 
 def target_named(name: str, data: str) -> Target:

@@ -89,6 +89,24 @@ def apply(image: Pixels, preprocessing: ImagePreprocessing) -> Pixels:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def kept_part(
+    size: tuple[int, int], preprocessing: ImagePreprocessing
+) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+    """What `apply` keeps of an image of `size` (height, width).
+
+    The part (top, left, height, width) in pixels of the image, beyond it where it is padded; and the height
+    and width of the result.
+    """
+    width, height = wide, high = size[1], size[0]
+    if preprocessing.resize is not None:
+        wide, high = _resized((width, height), preprocessing.resize)
+    if preprocessing.crop is None:
+        return (0, 0, height, width), (high, wide)
+    left, top, right, bottom = _centre_box((wide, high), preprocessing.crop, preprocessing.crop_rounding)
+    down, across = height / high, width / wide
+    return (top * down, left * across, (bottom - top) * down, (right - left) * across), preprocessing.crop
+
+
 def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
     """The (width, height) after resizing; an integer is the shorter side, the longer one is rounded down."""
     if not isinstance(resize, int):

@@ -9,7 +9,10 @@ from typing import Any
 
 import keras
 
-from spile.backend import Engine, EngineName, Mode, Precision
+from spile.augmentation.canvas import Canvas
+from spile.augmentation.features import FeatureOperation
+from spile.augmentation.settings import GuideLike, GuideSettings
+from spile.backend import AtLayer, Engine, EngineName, Mode, Precision
 from spile.fitting import Fitted, Job
 from spile.keras.classifiers import set_classifier, with_classifier
 from spile.keras.deploying import save_reached, save_trained
@@ -27,10 +30,14 @@ from spile.resolution import AddressesLike, PoolsLike
 __all__ = [
     "FORMATS",
     "architecture_hash",
+    "at_layer",
+    "canvas",
     "engine",
     "example",
     "export",
+    "feed",
     "fit",
+    "guide",
     "load_reached",
     "load_trained",
     "observe",
@@ -68,6 +75,36 @@ def engine(
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
     return model_inputs(inputs, preprocessing=preprocessing)
+
+
+def guide(model: Any, settings: GuideSettings) -> GuideLike:
+    """Make a `spile.keras.guides.Guide`."""
+    from spile.keras.guides import Guide
+
+    return Guide(model, settings)
+
+
+def canvas() -> Canvas:
+    """What changes the pixels of a batch; the library of its operations is imported only now."""
+    from spile.keras.augmentation import KerasCanvas
+
+    return KerasCanvas()
+
+
+def at_layer(
+    model: Any, at: Any, operation: FeatureOperation, *, example: Any, seed: int, classes: int | None
+) -> AtLayer:
+    """Make a `spile.keras.at_layer.AtLayer`."""
+    from spile.keras.at_layer import AtLayer as Made
+
+    return Made(model, at, operation, example=example, seed=seed, classes=classes)
+
+
+def feed(feed: Any, workers: int) -> Any:
+    """A ``PyDataset`` of whole batches."""
+    from spile.keras.feeding import Batches
+
+    return Batches(feed, workers)
 
 
 def seed(seed: int) -> None:

@@ -81,6 +81,10 @@ class Tap:
         """Places that a pattern matched but that hold nothing for each sample, and why."""
         return self._left_out
 
+    def prefix_tokens(self, point: Point) -> int:
+        """Class and register tokens at a point."""
+        return self._prefix_tokens.get(point.name, 0)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Activations:
         """Run the model on a batch up to the deepest point.
 

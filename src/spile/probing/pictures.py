@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from spile.augmentation.pictures import coloured
 from spile.backend import backend_of
 from spile.data import BadSample, Source, Stream
 from spile.models import LoadedModel
@@ -22,11 +23,6 @@ Array = npt.NDArray[Any]
 
 THUMBNAIL = 96
 MAP = 224
-
-_COLOURS = np.array(
-    [(13, 8, 60), (84, 15, 109), (160, 44, 96), (222, 86, 55), (249, 155, 30), (252, 244, 160)], np.float64
-)
-"""Dark violet to pale yellow; its lightness rises evenly, so it reads without colour too."""
 
 
 def thumbnail(source: Source | Stream, position: int, folder: Path) -> str | None:
@@ -104,10 +100,7 @@ def _heat(strength: Array, pixels: Array) -> Image.Image:
     """The cells in colour over the image in grey."""
     low, high = float(strength.min()), float(strength.max())
     level = (strength - low) / (high - low) if high > low else np.zeros_like(strength)
-    place = level * (len(_COLOURS) - 1)
-    below = np.minimum(place.astype(int), len(_COLOURS) - 2)
-    colour = _COLOURS[below] + (place - below)[..., None] * (_COLOURS[below + 1] - _COLOURS[below])
-    heat = Image.fromarray(colour.round().astype(np.uint8))
+    heat = Image.fromarray(coloured(level))
     grey = Image.fromarray(np.squeeze(pixels)).convert("L").convert("RGB")
     size = _shown(pixels)
     return Image.blend(

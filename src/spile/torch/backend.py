@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from spile.backend import Engine, EngineName, Mode, Precision
+from spile.augmentation.canvas import Canvas
+from spile.augmentation.features import FeatureOperation
+from spile.augmentation.settings import GuideLike, GuideSettings
+from spile.backend import AtLayer, Engine, EngineName, Mode, Precision
 from spile.fitting import Fitted, Job
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
@@ -29,10 +32,14 @@ from spile.torch.whole import FORMATS, open_whole, save_whole
 __all__ = [
     "FORMATS",
     "architecture_hash",
+    "at_layer",
+    "canvas",
     "engine",
     "example",
     "export",
+    "feed",
     "fit",
+    "guide",
     "load_reached",
     "load_trained",
     "observe",
@@ -78,6 +85,36 @@ def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any
 def supervise(model: Any, settings: Settings) -> Supervised:
     """Make a `Supervised`."""
     return Supervised(model, settings)
+
+
+def guide(model: Any, settings: GuideSettings) -> GuideLike:
+    """Make a `spile.torch.guides.Guide`."""
+    from spile.torch.guides import Guide
+
+    return Guide(model, settings)
+
+
+def canvas() -> Canvas:
+    """What changes the pixels of a batch; the library of its operations is imported only now."""
+    from spile.torch.augmentation import TorchCanvas
+
+    return TorchCanvas()
+
+
+def at_layer(
+    model: Any, at: Any, operation: FeatureOperation, *, example: Any, seed: int, classes: int | None
+) -> AtLayer:
+    """Make a `spile.torch.at_layer.AtLayer`."""
+    from spile.torch.at_layer import AtLayer as Made
+
+    return Made(model, at, operation, example=example, seed=seed, classes=classes)
+
+
+def feed(feed: Any, workers: int) -> Any:
+    """A ``DataLoader`` of whole batches."""
+    from spile.torch.feeding import loader
+
+    return loader(feed, workers)
 
 
 def seed(seed: int) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
+from spile.augmentation.policies import Policy
 from spile.backend import framework_of
 from spile.errors import TrainingError, nearest
 from spile.fitting import MixedPrecision, OptimizerName, Optimizing, RateName
 from spile.preprocessing import Preprocessing
-from spile.resolution import AddressesLike
+from spile.resolution import AddressesLike, AddressLike
 from spile.supervision.heads import HeadLike
 from spile.supervision.settings import MainOutput
 from spile.supervision.targets import PseudoLabels, Target, Targets
@@ -31,6 +32,22 @@ class Supervision:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Augmentation:
+    """Guided augmentation for a training run; see `spile.guide` and `spile.augment`."""
+
+    at: AddressLike
+    """The layer that guides."""
+    policy: Policy | str = "bylevel"
+    """A policy of `spile.augmentation` that does not mix, or its name with operations of the framework."""
+    guide: Any = None
+    """Another model, or its reference; by default the one that is trained, as it is at the time."""
+    reduce: str = "l2"
+    resolution: float = 0.5
+    maps: str = "guided"
+    """Or a placebo: ``"permuted"``, ``"random"``, ``"centre"``."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe:
     """A training run but for its seed: the options of `spile.train`. `spile.compare` takes two.
 
@@ -44,6 +61,8 @@ class Recipe:
     """Labelled samples: a folder, a manifest, arrays (x, y), a demo set; anything but a stream of batches."""
     supervise: Supervision | None = None
     """Auxiliary heads, or none."""
+    augment: Augmentation | None = None
+    """Guided augmentation, or none."""
     epochs: int = 10
     batch_size: int = 32
     optimizer: OptimizerName = "adamw"
@@ -103,6 +122,11 @@ class Recipe:
                 f"supervise={self.supervise!r}: write spile.Supervision(taps=['layer2'], ...), or None"
             )
 
+        if self.augment is not None and not isinstance(self.augment, Augmentation):
+            raise TrainingError(
+                f"augment={self.augment!r}: write spile.Augmentation(at='layer3', policy='bylevel'), or None"
+            )
+
     @property
     def optimizing(self) -> Optimizing:
         """How weights are changed."""
@@ -127,8 +151,8 @@ class Recipe:
         found: dict[str, str] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name == "supervise" and value is not None:
-                found |= {f"supervise.{f.name}": _text(getattr(value, f.name)) for f in fields(value)}
+            if each.name in ("supervise", "augment") and value is not None:
+                found |= {f"{each.name}.{f.name}": _text(getattr(value, f.name)) for f in fields(value)}
             else:
                 found[each.name] = _text(value)
         return found

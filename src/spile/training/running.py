@@ -17,6 +17,7 @@ from spile.fitting import Epoch, Fitted, Job, LabelledBatch
 from spile.models import LoadedModel
 from spile.preprocessing import ImagePreprocessing
 from spile.reporting import write_report
+from spile.training.augmenting import Read, augmented
 from spile.training.building import Built, build, load
 from spile.training.recipe import Recipe, checked_options
 from spile.training.record import known, write_record
@@ -177,12 +178,15 @@ def fit(
     ids = [str(source.records[int(i)].id) for i in rows.labelled]
     built = build(recipe, loaded, rows, ids, few=_some(first.inputs, _FEW), seed=seed)
     images = loaded.preprocessing
+    read: Read = reader.train
+    if recipe.augment is not None:
+        read = augmented(read, recipe.augment, built.loaded, source, rows, seed=seed)
     job = Job(
         model=built.loaded.model,
         supervised=built.supervised,
         main=recipe.main,
         images=images if isinstance(images, ImagePreprocessing) else None,
-        read=reader.train,
+        read=read,
         batches=reader.batches,
         epochs=recipe.epochs,
         measured={

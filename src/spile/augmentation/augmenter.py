@@ -1,0 +1,196 @@
+"""The augmenter: a policy, where its maps come from, and random numbers. Pure but for the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spile.augmentation.canvas import Canvas
+from spile.augmentation.geometry import Frame
+from spile.augmentation.maps import Maps, Which, checked_which, chosen_maps
+from spile.augmentation.mixes import Mix
+from spile.augmentation.policies import Policy
+from spile.augmentation.randomness import Draw
+from spile.augmentation.samples import Sample
+from spile.augmentation.settings import Augmented, BankLike, GuideLike
+from spile.errors import AugmentationError
+
+Array = npt.NDArray[Any]
+
+
+class Augmenter:
+    """Changes batches as a policy says, where a guide's or a bank's maps say; see `spile.augment`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        source: GuideLike | BankLike,
+        canvas: Canvas,
+        *,
+        seed: int = 0,
+        maps: str = "guided",
+        classes: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self.source = source
+        self.canvas = canvas
+        self.seed = seed
+        self.which: Which = checked_which(maps)
+        self.classes = classes
+        self.epoch = 0
+        """Counted from 0; `set_epoch` it before each, or pass it with every batch."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether labels become weights of all classes."""
+        return isinstance(self.policy, Mix)
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on batches are of this epoch."""
+        self.epoch = epoch
+
+    def collate(self, items: Sequence[Sequence[Any]]) -> tuple[Any, Any]:
+        """Images and labels of samples (image, label, id) or (image, label, id, frame), for a ``DataLoader``.
+
+        A loader whose workers live on from epoch to epoch does not see `set_epoch`: use `spile.feed`.
+        """
+        images, labels, ids, *rest = zip(*items, strict=True)
+        batch = self.canvas.stacked(images)
+        numbers = self.canvas.beside(np.asarray(labels), batch)
+        found = self(batch, numbers, ids=ids, frames=rest[0] if rest else None)
+        return found.images, found.labels
+
+    def __call__(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        ids: Sequence[Any],
+        epoch: int | None = None,
+        targets: Sequence[Any] | None = None,
+        frames: Sequence[Frame] | None = None,
+        maps: Maps | None = None,
+    ) -> Augmented:
+        """Augment one batch.
+
+        Args:
+            images: (n, channels, height, width) in PyTorch, (n, height, width, channels) in Keras; uint8, or
+                floats as the guide was told.
+            labels: (n,) class numbers, or (n, classes) weights; a mix needs them.
+            ids: (n,) what names each sample, the same in every epoch: all random numbers are made of it.
+            epoch: from 0; by default that of `set_epoch`.
+            targets: of each sample a dict of boxes, masks and keypoints that move along.
+            frames: of each sample how it was cut out of its source; a bank needs them.
+            maps: already made for this batch; by default from the guide or the bank.
+
+        Raises `AugmentationError`.
+        """
+        samples = self.samples(
+            images, labels, ids=ids, epoch=epoch, targets=targets, frames=frames, maps=maps
+        )
+        chosen = [sample.generator("apply").random() < self.policy.p for sample in samples]
+        if isinstance(self.policy, Mix):
+            if targets is not None:
+                raise AugmentationError(
+                    f"{type(self.policy).__name__} mixes classes; boxes, masks and keypoints cannot be "
+                    "mixed: pass no targets"
+                )
+            return self._mixed(self.policy, samples, chosen, images, labels)
+        changed = [
+            self.policy.changed(sample) if take else (sample.image, sample.targets)
+            for sample, take in zip(samples, chosen, strict=True)
+        ]
+        pixels = self.canvas.joined([image for image, _ in changed], images)
+        return Augmented(pixels, labels, None if targets is None else [moved for _, moved in changed])
+
+    def samples(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        ids: Sequence[Any],
+        epoch: int | None = None,
+        targets: Sequence[Any] | None = None,
+        frames: Sequence[Frame] | None = None,
+        maps: Maps | None = None,
+    ) -> list[Sample]:
+        """The images of a batch with their maps, before anything is changed; arguments as of a call."""
+        size, count = self.canvas.size(images), self.canvas.count(images)
+        names = [str(one) for one in ids]
+        for what, given in (("ids", ids), ("targets", targets), ("frames", frames)):
+            if given is not None and len(given) != count:
+                raise AugmentationError(f"{len(given)} {what} for {count} images: pass one a sample")
+        draw = Draw(self.seed, self.epoch if epoch is None else epoch)
+        found = self._maps(images, labels, names, frames) if maps is None else maps
+        found = chosen_maps(found, self.which, names, draw)
+        wrong = next((frame.size for frame in found.frames if frame.size != size), None)
+        if wrong is not None:
+            raise AugmentationError(
+                f"a map is for a picture of {wrong[0]} x {wrong[1]} pixels, and the images have {size[0]} x "
+                f"{size[1]}: pass the frames that the images were cut with"
+            )
+        pictures = self.canvas.split(images)
+        return [
+            Sample(
+                id=names[row],
+                image=pictures[row],
+                values=found.values[row],
+                grid=found.grids[row],
+                frame=found.frames[row],
+                targets=None if targets is None else targets[row],
+                canvas=self.canvas,
+                draw=draw,
+            )
+            for row in range(count)
+        ]
+
+    def _maps(self, images: Any, labels: Any, ids: list[str], frames: Sequence[Frame] | None) -> Maps:
+        if not callable(self.source):
+            if frames is None:
+                raise AugmentationError(
+                    "kept maps belong to whole source images: pass frames=, how each image was cut out of "
+                    "its source; spile.augmentation.Frame.whole((height, width)) where it was not"
+                )
+            return self.source.maps(ids, frames)
+        classes = None if labels is None else self.canvas.array(labels)
+        return self.source(images, classes if classes is not None and classes.ndim == 1 else None)
+
+    def _mixed(
+        self, policy: Mix, samples: list[Sample], chosen: list[bool], images: Any, labels: Any
+    ) -> Augmented:
+        weights = self._weights(labels, len(samples))
+        partners = samples[0].draw.partners([sample.id for sample in samples], "partner")
+        mixed, counted = [], []
+        for position, (sample, partner, take) in enumerate(zip(samples, partners, chosen, strict=True)):
+            image, counts = sample.image, weights[position]
+            if take and partner != position:
+                image, (own, other) = policy.mixed(sample, samples[partner])
+                counts = own * weights[position] + other * weights[partner]
+            mixed.append(image)
+            counted.append(counts)
+        numbers = np.stack(counted).astype(np.float32)
+        return Augmented(self.canvas.joined(mixed, images), self.canvas.beside(numbers, images), None)
+
+    def _weights(self, labels: Any, count: int) -> Array:
+        """(n, classes)."""
+        name = type(self.policy).__name__
+        found = None if labels is None else self.canvas.array(labels)
+        if found is None or len(found) != count:
+            raise AugmentationError(f"{name} mixes labels: pass {count} of them, one a sample")
+        if found.ndim == 2:
+            return found.astype(np.float64)
+        if self.classes is None:
+            raise AugmentationError(
+                f"{name} needs to know how many classes there are: write classes=10 (of spile.augment), or "
+                "pass labels as (samples, classes) weights"
+            )
+        if found.min() < 0 or found.max() >= self.classes:
+            raise AugmentationError(
+                f"labels lie in {found.min()}..{found.max()}, and classes={self.classes} allows "
+                f"0..{self.classes - 1}"
+            )
+        hot: Array = np.eye(self.classes)[found.astype(int)]
+        return hot

@@ -1,0 +1,138 @@
+"""What is asked of a guide, and what an augmenter gives: what both frameworks share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from spile.augmentation.geometry import Frame
+from spile.augmentation.maps import Maps
+from spile.augmentation.reductions import Reduce
+from spile.errors import AugmentationError
+from spile.preprocessing import ImagePreprocessing
+
+Given = tuple[float, float] | ImagePreprocessing | str | None
+"""What the numbers of float images mean: a range such as ``(0, 1)``, the preprocessing that was applied to
+them already, or ``"ready"`` where the guide takes them as they are. uint8 images are 0..255."""
+
+_SLACK = 0.02
+"""Of the declared range: interpolation overshoots a little."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuideSettings:
+    """What was asked for."""
+
+    at: Any
+    reduce: Reduce
+    resolution: float
+    """Sides of what the guide sees, as a share of the images' own."""
+    given: Given
+    preprocessing: ImagePreprocessing | None
+    example: Any
+
+
+class GuideLike(Protocol):
+    """What gives maps for images."""
+
+    @property
+    def framework(self) -> str:
+        """``torch`` or ``keras``."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that changes with whatever changes a map."""
+        ...
+
+    @property
+    def preprocessing(self) -> ImagePreprocessing | None:
+        """What it does to pixels of 0..255."""
+        ...
+
+    def __call__(self, images: Any, labels: Any = None) -> Maps:
+        """The maps of a batch."""
+        ...
+
+
+class BankLike(Protocol):
+    """What has kept maps; see `spile.MapBank`."""
+
+    def maps(self, ids: Sequence[str], frames: Sequence[Frame]) -> Maps:
+        """Those of samples, for pictures that were cut out as the frames say."""
+        ...
+
+
+class Augmented(NamedTuple):
+    """What an augmenter gives."""
+
+    images: Any
+    """Of the same shape and type as they were."""
+    labels: Any
+    """As they were, or after a mix (samples, classes) weights, float32 NumPy."""
+    targets: Any
+    """Boxes, masks and keypoints of each sample, moved along; ``None`` where there were none."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How numbers of an image become pixels of 0..255: ``x * factor + shift``, a factor for each channel."""
+
+    factor: tuple[float, ...]
+    shift: tuple[float, ...]
+    bgr: bool = False
+    span: tuple[float, float] | None = None
+    """The range that was declared."""
+
+    @classmethod
+    def of(cls, given: Given, default: tuple[float, float]) -> Meaning | None:
+        """``None`` for images that are ready. Raises `AugmentationError` for what means nothing."""
+        if given == "ready":
+            return None
+        if isinstance(given, ImagePreprocessing):
+            factor = tuple(std / given.scale for std in given.std)
+            return cls(factor, tuple(m / given.scale for m in given.mean), given.channel_order == "BGR")
+        low, high = default if given is None else _range(given)
+        factor = (255 / (high - low),)
+        return cls(factor, (-low * factor[0],), span=(low, high))
+
+    def check(self, least: float, largest: float) -> None:
+        """Raise `AugmentationError` where a batch's numbers cannot be what was declared."""
+        if self.span is None:
+            return
+        low, high = self.span
+        slack = _SLACK * (high - low)
+        outside = least < low - slack or largest > high + slack
+        dark = (low, high) == (0, 255) and 0 < largest <= 1
+        if outside or dark:
+            raise AugmentationError(
+                f"the images' numbers lie in {least:.3g}..{largest:.3g}, and the guide was told "
+                f"{low:g}..{high:g}: write given=(0, 1), given=(0, 255), or given= with the "
+                "spile.ImagePreprocessing that was applied to them"
+            )
+
+
+def _range(given: Any) -> tuple[float, float]:
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2 and given[0] < given[1]:
+        return float(given[0]), float(given[1])
+    raise AugmentationError(
+        f"given={given!r}: write the range of the images' numbers, e.g. (0, 1) or (0, 255), 'ready' where "
+        "the guide takes them as they are, or the spile.ImagePreprocessing that was applied to them"
+    )
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """The hash of all that determines a map."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+FEWEST_CELLS = 4
+"""A map with fewer has no parts to speak of."""
+
+
+def seen_size(resolution: float, size: tuple[int, int]) -> tuple[int, int]:
+    """What a guide sees of images of `size` (height, width)."""
+    return max(1, round(size[0] * resolution)), max(1, round(size[1] * resolution))

@@ -1,0 +1,201 @@
+"""The pixels of `spile.augment` on PyTorch: images (n, channels, height, width), uint8 or float."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from spile.augmentation.boxes import Box
+from spile.augmentation.canvas import Array, Operated
+from spile.augmentation.policies import Photometric
+from spile.errors import AugmentationError
+
+
+class TorchCanvas:
+    """See `spile.augmentation.canvas.Canvas`."""
+
+    framework = "torch"
+
+    def size(self, images: Any) -> tuple[int, int]:
+        """Height and width of every image."""
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise AugmentationError(
+                "a PyTorch augmenter takes tensors (n, channels, height, width), not "
+                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
+            )
+        return int(images.shape[2]), int(images.shape[3])
+
+    def count(self, images: Any) -> int:
+        """How many."""
+        return len(images)
+
+    def split(self, images: Any) -> list[Any]:
+        """One image each."""
+        return list(images.detach())
+
+    def joined(self, images: Sequence[Any], like: Any) -> Any:
+        """The batch again."""
+        wrong = next((image for image in images if image.shape != like.shape[1:]), None)
+        if wrong is not None:
+            raise AugmentationError(
+                f"an operation made {list(wrong.shape)} of an image of {list(like.shape[1:])}: give "
+                "operations that keep the size"
+            )
+        return torch.stack([image.to(like.dtype) for image in images]) if images else like
+
+    def steps(self, operation: Any) -> list[Any]:
+        """Composed transforms one by one."""
+        if isinstance(operation, (v2.Compose, nn.Sequential)):
+            held = operation.transforms if isinstance(operation, v2.Compose) else operation
+            return [step for each in held for step in self.steps(each)]
+        inner = getattr(operation, "transforms", ())
+        several = isinstance(operation, (v2.RandomApply, v2.RandomOrder)) and len(inner) > 1
+        if several or any(isinstance(each, (v2.Compose, nn.Sequential)) for each in inner):
+            raise AugmentationError(
+                f"{_name(operation)} holds several transforms of which some may move pixels and some not: "
+                "list them one by one, each with its own chance"
+            )
+        return [operation]
+
+    def operate(self, operation: Any, image: Any, masks: Any, targets: Any, key: int) -> Operated:
+        """One operation on one sample."""
+        if isinstance(operation, Photometric):
+            with seeded(key, image.device):
+                return Operated(operation.function(image), masks, targets, False)
+        if not isinstance(operation, v2.Transform):
+            raise AugmentationError(
+                f"{_name(operation)} is no transform of torchvision.transforms.v2, so it is not known "
+                "whether it moves pixels: wrap a function that does not, "
+                "spile.augmentation.Photometric(function)"
+            )
+        height, width = image.shape[-2:]
+        # Two planes that are different everywhere show whether pixels were moved.
+        rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
+        columns = torch.arange(width, dtype=torch.float32)[None].expand(height, width)
+        planes = torch.cat([torch.stack([rows, columns]), torch.as_tensor(masks)]).to(image.device)
+        sample = {"image": tv_tensors.Image(image), "planes": tv_tensors.Mask(planes), "targets": targets}
+        try:
+            with seeded(key, image.device), warnings.catch_warnings():
+                # Some that move nothing warn that they leave masks alone, which is what is wanted.
+                warnings.filterwarnings("ignore", message=".*passing through inputs of type")
+                done = operation(sample)
+        except TypeError as error:
+            if "Mask" not in str(error):
+                raise
+            raise AugmentationError(
+                f"{_name(operation)} does not say where it moves pixels to: use it in "
+                "spile.augmentation.KeepSalient, which pastes the region back"
+            ) from error
+        moved_planes = done["planes"].as_subclass(Tensor)
+        pixels = done["image"].as_subclass(Tensor)
+        if moved_planes.shape == planes.shape and torch.equal(moved_planes[:2], planes[:2]):
+            return Operated(pixels, masks, targets, False)
+        return Operated(pixels, moved_planes[2:].cpu().numpy(), done["targets"], True)
+
+    def repainted(self, operation: Any, image: Any, key: int) -> Any:
+        """One operation on the pixels alone."""
+        function = operation.function if isinstance(operation, Photometric) else operation
+        with seeded(key, image.device):
+            done = function(tv_tensors.Image(image) if isinstance(function, v2.Transform) else image)
+        return done.as_subclass(Tensor) if isinstance(done, tv_tensors.TVTensor) else done
+
+    def blended(self, image: Any, other: Any, mask: Array) -> Any:
+        """``image + (other - image) * mask``."""
+        if other.shape != image.shape:
+            raise AugmentationError(
+                f"an operation made {list(other.shape)} of an image of {list(image.shape)}: give "
+                "operations that keep the size"
+            )
+        weight = torch.as_tensor(mask, device=image.device, dtype=torch.float32)[None]
+        blend = torch.lerp(image.float(), other.float(), weight.expand(image.shape))
+        return (
+            blend.round().clamp(0, 255).to(torch.uint8)
+            if image.dtype == torch.uint8
+            else blend.to(image.dtype)
+        )
+
+    def filled(self, image: Any, fill: float | str) -> Any:
+        """An image of one colour."""
+        if fill == "mean":
+            colour = image.float().mean((1, 2), keepdim=True)
+            colour = colour.round() if image.dtype == torch.uint8 else colour
+            return colour.to(image.dtype).expand(image.shape)
+        return torch.full_like(image, float(fill))
+
+    def cropped(self, image: Any, box: Box, size: tuple[int, int]) -> Any:
+        """A box of an image, resized."""
+        return functional.resized_crop(
+            image, box.top, box.left, box.bottom - box.top, box.right - box.left, list(size), antialias=True
+        )
+
+    def cropped_targets(self, targets: Any, box: Box, size: tuple[int, int]) -> Any:
+        """Boxes, masks and keypoints after the same."""
+        area = box.top, box.left, box.bottom - box.top, box.right - box.left
+        return {
+            name: functional.resized_crop(value, *area, list(size))
+            if isinstance(value, tv_tensors.TVTensor)
+            else value
+            for name, value in targets.items()
+        }
+
+    def placed_at(self, image: Any, patch: Any, box: Box) -> Any:
+        """The image with a patch in it."""
+        changed = image.clone()
+        changed[:, box.top : box.bottom, box.left : box.right] = patch
+        return changed
+
+    def array(self, values: Any) -> Array:
+        """Labels on the host."""
+        return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+    def beside(self, numbers: Array, images: Any) -> Any:
+        """Numbers where the images are."""
+        return torch.from_numpy(numbers).to(images.device)
+
+    def from_pixels(self, pixels: Array) -> Any:
+        """Images of uint8 pixels (n, height, width, channels)."""
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+
+    def to_pixels(self, images: Any) -> Array:
+        """The same back."""
+        pixels: Array = images.permute(0, 2, 3, 1).cpu().numpy()
+        return pixels
+
+    def stacked(self, images: Sequence[Any]) -> Any:
+        """A batch of single images."""
+        return torch.stack([torch.as_tensor(image) for image in images])
+
+    def standard(self, strength: str) -> list[Any]:
+        """Operations that move nothing."""
+        if strength == "weak":
+            return [v2.ColorJitter(0.1, 0.1, 0.1)]
+        return [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.GaussianBlur(5, (0.5, 2.0))]
+
+
+@contextmanager
+def seeded(key: int, device: torch.device) -> Iterator[None]:
+    """Random numbers made of `key` inside, and those of the caller untouched."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(key)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _name(operation: Any) -> str:
+    return getattr(operation, "__qualname__", type(operation).__name__)

@@ -1,0 +1,321 @@
+"""Guides, policies and mixes on Keras: the same choices as on PyTorch, on pixels in Keras' order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import spile
+from spile.augmentation import (
+    AttentionCrop,
+    AttentiveCutMix,
+    Augmenter,
+    Axis,
+    ByLevel,
+    Frame,
+    Grid,
+    Inside,
+    KeepSalient,
+    MapCutMix,
+    Maps,
+    Outside,
+    Photometric,
+    Policy,
+    Quantile,
+    SaliencyMix,
+    SnapMix,
+    TargetedCutout,
+)
+from spile.errors import AugmentationError
+from spile.keras.augmentation import KerasCanvas
+
+pytestmark = pytest.mark.filterwarnings("ignore:Tensor.T is deprecated on 0-D")  # in Keras on PyTorch
+
+SIDE = 32
+GRID = Grid(Axis(8, 4.0, 1.5), Axis(8, 4.0, 1.5))
+QUARTER = Quantile(0.75)
+IDS = ["a", "b", "c", "d"]
+IMAGES = spile.ImagePreprocessing(crop=(SIDE, SIDE))
+
+
+class Given:
+    framework = "keras"
+    fingerprint = "by hand"
+    preprocessing = None
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __call__(self, images: Any, labels: Any = None) -> Maps:
+        count = len(images)
+        return Maps(self.values[:count], (GRID,) * count, (Frame.whole((SIDE, SIDE)),) * count)
+
+
+def corner(count: int = 4) -> np.ndarray:
+    values = np.zeros((count, 8, 8), np.float32)
+    values[:, :4, :4] = 1
+    return values
+
+
+def augmenter(policy: Policy, values: np.ndarray | None = None, **options: Any) -> Augmenter:
+    return Augmenter(policy, Given(corner() if values is None else values), KerasCanvas(), **options)
+
+
+def pictures(count: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+
+
+INVERT = Photometric(lambda pixels: 255 - pixels)
+WHITE, BLACK = (layers.RandomBrightness((level, level)) for level in (1.0, -1.0))
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="early")(inputs)
+    x = layers.BatchNormalization()(x)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="late")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(5, name="scores")(x))
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max", "l2", "pca", "gradcam"])
+def test_a_guide_leaves_the_model_as_it_was(model: keras.Model, reduce: str) -> None:
+    before = [ops.convert_to_numpy(v.value).copy() for v in model.variables]
+    guide = spile.guide(model, "early", reduce=reduce, preprocessing=IMAGES)
+    maps = guide(pictures())
+    assert maps.values.shape == (4, 16, 16)
+    for variable, was in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable.value), was)
+    alone = guide(pictures()[2:3])
+    np.testing.assert_allclose(alone.values[0], maps.values[2], atol=5e-3)
+
+
+def test_grad_cam_by_finite_differences(model: keras.Model) -> None:
+    """The score's change along a nudge of the activation is its gradient there."""
+    from spile.keras.attributing import score_gradients
+    from spile.keras.taps import Tap
+
+    image = pictures(1).astype(np.float32) / 255
+    value, gradient = score_gradients(Tap(model, "late", pool=None, example=image), image, np.array([2]))
+    kernel = ops.convert_to_numpy(model.get_layer("scores").kernel)
+    cells = value.shape[1] * value.shape[2]
+    expected = np.broadcast_to(kernel[:, 2] / cells, value.shape[1:])
+    np.testing.assert_allclose(ops.convert_to_numpy(gradient)[0], expected, atol=1e-6)
+
+
+def test_the_guide_normalises_for_itself(model: keras.Model) -> None:
+    pixels = pictures()
+    expected = ops.convert_to_numpy(spile.guide(model, "early", preprocessing=IMAGES).ready(pixels))
+    reference = (pixels / 255 - np.array(IMAGES.mean)) / np.array(IMAGES.std)
+    np.testing.assert_allclose(expected, reference, atol=1e-4)
+    for given, form in ((None, pixels), ((0, 1), pixels / 255), ((-1, 1), pixels / 127.5 - 1)):
+        guide = spile.guide(model, "early", preprocessing=IMAGES, given=given)
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(guide.ready(form.astype(np.float32))), expected, atol=1e-4
+        )
+    with pytest.raises(AugmentationError, match=r"told 0\.\.255"):
+        spile.guide(model, "early", preprocessing=IMAGES).ready(pixels.astype(np.float32) / 255)
+    with pytest.raises(AugmentationError, match="write preprocessing="):
+        spile.guide(model, "early").ready(pixels)
+
+
+def test_rollout_is_not_for_keras(model: keras.Model) -> None:
+    with pytest.raises(AugmentationError, match="of a Keras model use reduce='l2'"):
+        spile.guide(model, "early", reduce="rollout")
+
+
+# ------------------------------------------------------------------------------------------- policies
+
+
+def test_inside_and_outside_change_their_part_alone() -> None:
+    images = pictures()
+    inside = augmenter(Inside(INVERT, QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(inside[:, :16, :16], 255 - images[:, :16, :16])
+    np.testing.assert_array_equal(inside[:, 16:], images[:, 16:])
+    outside = augmenter(Outside(INVERT, QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(outside[:, :16, :16], images[:, :16, :16])
+    np.testing.assert_array_equal(outside[:, 16:], 255 - images[:, 16:])
+
+
+def test_tensors_come_back_as_tensors() -> None:
+    images = ops.convert_to_tensor(pictures().astype(np.float32))
+    found = augmenter(Inside(INVERT, QUARTER))(images, ids=IDS).images
+    assert ops.is_tensor(found)
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        layers.RandomFlip("horizontal"),
+        layers.RandomRotation(0.1),
+        layers.RandomTranslation(0.2, 0.2),
+        layers.RandomZoom(0.2),
+    ],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_content_and_mask_move_together(operation: Any) -> None:
+    mask = np.zeros((1, SIDE, SIDE), np.float32)
+    mask[0, 8:24, 12:28] = 1
+    image = np.repeat(mask[0, :, :, None], 3, axis=-1) * 255
+    moved = False
+    for key in range(1, 6):
+        done = KerasCanvas().operate(operation, image, mask, None, key * 2**33 + key)
+        content, inside = done.image[:, :, 0] > 127, np.asarray(done.masks)[0] > 0.5
+        assert (content & inside).sum() / (content | inside).sum() >= 0.95
+        moved |= done.moved
+    assert moved
+
+
+def test_masks_and_boxes_move_along() -> None:
+    images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    images[:, :16, :16] = 255
+    targets = [
+        {
+            "segmentation_masks": (images[0, :, :, 0] > 0).astype(np.int32),
+            "bounding_boxes": {"boxes": np.array([[0.0, 0, 16, 16]], np.float32), "labels": np.array([1])},
+        }
+    ]
+    flip = layers.RandomFlip("horizontal", bounding_box_format="xyxy")
+    for epoch in range(8):
+        result = augmenter(Inside(flip, QUARTER))(images, ids=["a"], targets=targets, epoch=epoch)
+        if result.images[0, 0, 31, 0] == 255:
+            break
+    np.testing.assert_array_equal(result.targets[0]["segmentation_masks"] > 0, result.images[0, :, :, 0] > 0)
+    assert result.targets[0]["segmentation_masks"].dtype == np.int32
+    np.testing.assert_allclose(result.targets[0]["bounding_boxes"]["boxes"], [[16, 0, 32, 16]])
+
+
+def test_a_pipeline_is_taken_layer_by_layer() -> None:
+    images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    pipeline = layers.Pipeline([WHITE, layers.RandomFlip("horizontal"), BLACK])
+    found = [
+        augmenter(Inside(pipeline, QUARTER, soft=False))(images, ids=["a"], epoch=e).images for e in range(6)
+    ]
+    assert not any(each.any() for each in found)  # whatever was white was flipped with its region
+
+
+def test_what_is_not_known_not_to_move_pixels_is_refused() -> None:
+    with pytest.raises(AugmentationError, match="wrap a function that does not"):
+        augmenter(Inside(lambda x: x, QUARTER))(pictures(), ids=IDS)
+
+
+@pytest.mark.zoo  # on JAX the layer compiles for half a minute
+def test_rand_augment_pastes_the_region_back() -> None:
+    images = pictures()
+    kept = augmenter(KeepSalient(layers.RandAugment(), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(kept[:, :16, :16], images[:, :16, :16])
+    assert (kept != images).any()
+
+
+def test_crop_shows_the_active_part() -> None:
+    images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    images[:, :16, :16] = 200
+    targets = [{"segmentation_masks": images[0, :, :, 0] // 200}]
+    found = augmenter(AttentionCrop(QUARTER, margin=0))(images, ids=["a"], targets=targets)
+    assert (found.images == 200).all()
+    assert (found.targets[0]["segmentation_masks"] == 1).all()
+
+
+@pytest.mark.parametrize("policy", [MapCutMix(), SaliencyMix(), AttentiveCutMix()])
+def test_labels_count_by_the_exact_share_of_pixels(policy: Any) -> None:
+    values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    images = np.broadcast_to((10 * np.arange(8, dtype=np.uint8))[:, None, None, None], (8, SIDE, SIDE, 3))
+    result = augmenter(policy, values, classes=8)(images, np.arange(8), ids=range(8))
+    counted = np.stack([(result.images[..., 0] == 10 * k).mean((1, 2)) for k in range(8)], axis=1)
+    np.testing.assert_allclose(result.labels, counted, atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------- randomness
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Inside([layers.RandomBrightness(0.5), layers.RandomFlip()], QUARTER),
+        ByLevel(QUARTER, low=layers.RandomColorJitter((0, 255), 0.3, 0.3), high=layers.RandomContrast(0.4)),
+        TargetedCutout(),
+    ],
+    ids=["inside", "bylevel", "cutout"],
+)
+def test_seed_epoch_and_id_decide(policy: Policy) -> None:
+    images = np.repeat(pictures(1), 4, axis=0)
+
+    def run(ids: list[str] = IDS, **options: Any) -> np.ndarray:
+        found: np.ndarray = augmenter(policy, **{k: v for k, v in options.items() if k == "seed"})(
+            images, ids=ids, epoch=options.get("epoch", 0)
+        ).images
+        return found
+
+    first = run()
+    assert len({row.tobytes() for row in first}) == 4
+    np.testing.assert_array_equal(run(), first)
+    np.testing.assert_array_equal(run(IDS[::-1])[::-1], first)
+    assert (run(epoch=1) != first).any()
+    assert (run(seed=1) != first).any()
+
+
+def test_a_layer_s_own_random_state_is_untouched() -> None:
+    layer = layers.RandomBrightness(0.5, seed=3)
+    before = ops.convert_to_numpy(layer.generator.state.value).copy()
+    augmenter(Inside(layer, QUARTER))(pictures(), ids=IDS)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.generator.state.value), before)
+
+
+def test_snapmix_and_mass() -> None:
+    values = np.random.default_rng(0).random((4, 8, 8)).astype(np.float32) ** 4
+    snap = augmenter(SnapMix(), values, classes=4)(pictures(), np.arange(4), ids=IDS)
+    assert not np.allclose(snap.labels.sum(1), 1)
+    mass = augmenter(MapCutMix(labels="mass"), values, classes=4)(pictures(), np.arange(4), ids=IDS)
+    np.testing.assert_allclose(mass.labels.sum(1), 1, atol=1e-6)
+
+
+def test_photometric_functions() -> None:
+    found = augmenter(Inside(Photometric(lambda x: x * 0), QUARTER, soft=False))(pictures(), ids=IDS).images
+    assert not found[:, :16, :16].any()
+
+
+# ------------------------------------------------------------------------------------------- at a layer
+
+
+def test_mixing_at_a_layer_is_that_of_pytorch(model: keras.Model) -> None:
+    """What is drawn is NumPy's, so both frameworks mix alike; labels are exact."""
+    from spile.augmentation import ManifoldMixup
+    from spile.augmentation.features import plan
+    from spile.augmentation.randomness import Draw
+
+    images = pictures().astype(np.float32) / 255
+    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
+    expected = ops.convert_to_numpy(model(images, training=False))
+    layer = spile.at_layer(model, "early", ManifoldMixup(), classes=5, seed=3)
+    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+    labels = layer.step(np.arange(4), ids=IDS, epoch=1)
+    found = ops.convert_to_numpy(model(images, training=False))
+    drawn = plan(ManifoldMixup(), IDS, Draw(3, 1))
+    own = drawn.own.reshape(-1, 1, 1, 1)
+    mixed = own * early + (1 - own) * early[drawn.partners]
+    rest = keras.Model(model.get_layer("early").output, model.output)
+    layer.close()
+    np.testing.assert_allclose(found, ops.convert_to_numpy(rest(mixed.astype(np.float32))), atol=1e-4)
+    hot = np.eye(5)[:4]
+    np.testing.assert_allclose(
+        labels, drawn.own[:, None] * hot + (1 - drawn.own[:, None]) * hot[drawn.partners], atol=1e-6
+    )
+    assert "call" not in vars(model.get_layer("early"))
+    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+
+
+def test_a_compiled_step_is_noticed(model: keras.Model) -> None:
+    from spile.augmentation import FeatureNoise
+    from spile.errors import CaptureError
+
+    with spile.at_layer(model, "early", FeatureNoise(), classes=5) as layer:
+        layer.step(np.arange(4), ids=IDS, epoch=0)
+        with pytest.raises(CaptureError, match="did not run since the last step"):
+            layer.step(np.arange(4), ids=IDS, epoch=0)

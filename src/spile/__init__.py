@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Python, a test compares the two
-    from spile import inspection as inspection
     from spile import augmentation as augmentation
+    from spile import inspection as inspection
     from spile import supervision as supervision
     from spile.augmenting import at_layer as at_layer
     from spile.augmenting import augment as augment
@@ -30,9 +30,9 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.errors import SupervisionError as SupervisionError
     from spile.errors import TrainingError as TrainingError
     from spile.extraction import extract as extract
+    from spile.feeding import feed as feed
     from spile.inspection import diagnose as diagnose
     from spile.inspection import similarity as similarity
-    from spile.feeding import feed as feed
     from spile.models import load_model as load_model
     from spile.preprocessing import ImagePreprocessing as ImagePreprocessing
     from spile.preprocessing import TextPreprocessing as TextPreprocessing

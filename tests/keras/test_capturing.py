@@ -12,6 +12,8 @@ from keras import layers, ops
 import spile
 from spile.errors import CaptureError, PoolError
 
+pytestmark = pytest.mark.essential
+
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 

@@ -11,6 +11,8 @@ from keras import layers, ops
 
 import spile
 
+pytestmark = pytest.mark.essential
+
 
 def network() -> keras.Model:
     start = keras.Input((6, 6, 2))

@@ -18,6 +18,8 @@ pytest.register_assert_rewrite("spile.testing")
 
 from spile.testing import Array, BackendTests, Case  # noqa: E402
 
+pytestmark = pytest.mark.essential
+
 
 class Row(keras.Model):
     """Its layers one after the other, as attributes."""

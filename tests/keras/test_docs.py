@@ -23,6 +23,7 @@ def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(compile(block, f"{name}, block {number}", "exec"), names)
 
 
+@pytest.mark.zoo
 def test_deep_supervision_of_a_resnet() -> None:
     example = runpy.run_path(str(ROOT / "examples" / "deep_supervision_keras.py"))
     history = example["main"](samples=32)

@@ -14,6 +14,8 @@ from spile.keras import backend
 from spile.keras.engines import CompiledEngine, EagerEngine
 from spile.keras.runtime import runtime
 
+pytestmark = pytest.mark.essential
+
 
 class Counting(keras.layers.Layer):
     """Counts how often its Python runs: once a trace where the pass is compiled."""

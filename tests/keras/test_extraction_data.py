@@ -14,6 +14,8 @@ import tensorflow as tf
 import spile
 from spile.data import open_source
 
+pytestmark = pytest.mark.essential
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
 READY = PIXELS.astype(np.float32) / 255
 LABELS = np.arange(11) % 3

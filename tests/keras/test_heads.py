@@ -22,6 +22,8 @@ from spile.supervision.operations import (
     parameters,
 )
 
+pytestmark = pytest.mark.essential
+
 MAP = Features(kind="map", channels=24, size=(9, 7))
 TOKENS = Features(kind="tokens", channels=24, size=(5,), prefix_tokens=1)
 VECTOR = Features(kind="vector", channels=24)

@@ -14,6 +14,8 @@ from spile.errors import SupervisionError
 from spile.keras import losses
 from spile.supervision.targets import Task
 
+pytestmark = pytest.mark.essential
+
 LOGITS = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
 LABELS = np.array([0, -1, 2, 1, -1])
 

@@ -19,6 +19,8 @@ import spile
 from spile.errors import AddressError, CaptureError
 from spile.keras import backend
 
+pytestmark = pytest.mark.essential
+
 MIB = 2**20
 
 

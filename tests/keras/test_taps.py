@@ -16,6 +16,8 @@ from spile import ImagePreprocessing
 from spile.errors import AddressError, CaptureError, ModelError
 from spile.models import as_loaded
 
+pytestmark = pytest.mark.essential
+
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 

@@ -123,6 +123,7 @@ def test_a_reference_becomes_its_name_and_the_weights_that_are_needed(tmp_path: 
     assert (tmp_path / "model" / "network.safetensors").stat().st_size < whole / 10
 
 
+@pytest.mark.zoo
 def test_names_that_keras_makes_up_are_not_kept_as_a_reference(tmp_path: Path) -> None:
     """The activations of MobileNetV3 are called ``re_lu_3`` or otherwise, as others came before."""
     loaded = spile.load_model("keras:MobileNetV3Small", pretrained=False, input_size=32)
@@ -133,6 +134,7 @@ def test_names_that_keras_makes_up_are_not_kept_as_a_reference(tmp_path: Path) -
     assert "network.keras" in files(tmp_path)
 
 
+@pytest.mark.zoo
 def test_another_process_gives_the_same_labels(tmp_path: Path) -> None:
     pixels, _ = images()
     found = run(functional(), tmp_path / "run", addresses=["body"])

@@ -13,6 +13,8 @@ import spile
 from spile.errors import CaptureError
 from spile.keras.verifying import compare
 
+pytestmark = pytest.mark.essential
+
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 
 

@@ -15,6 +15,8 @@ from keras import layers, ops
 import spile
 from spile.keras.watching import watching_calls
 
+pytestmark = pytest.mark.essential
+
 X = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 
 

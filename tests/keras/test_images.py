@@ -94,6 +94,7 @@ assert np.allclose(found[0, :, 0, 0], (1, .5, .5)), found[0, :, 0, 0]
 """
 
 
+@pytest.mark.zoo
 def test_where_keras_puts_channels_first() -> None:
     run = subprocess.run([sys.executable, "-c", CHANNELS_FIRST], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -320,6 +320,7 @@ if keras.backend.backend() != "tensorflow":
 """
 
 
+@pytest.mark.zoo
 def test_axes_where_keras_puts_channels_first() -> None:
     run = subprocess.run([sys.executable, "-c", CHANNELS_FIRST], capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -29,6 +29,7 @@ def test_it_is_that_of_keras_own_backend() -> None:
     assert runtime().versions()["device"]
 
 
+@pytest.mark.zoo
 def test_no_other_backend_was_imported() -> None:
     code = (
         "import sys, keras, numpy as np, spile\n"

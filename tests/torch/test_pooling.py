@@ -184,6 +184,7 @@ def test_functions() -> None:
 # --- on models ------------------------------------------------------------------------------------
 
 
+@pytest.mark.zoo
 def test_channels_last_and_first_are_told_apart() -> None:
     x = torch.randn(2, 3, 64, 64)
     swin = torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [2, 2], num_classes=3).eval()

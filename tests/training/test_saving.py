@@ -93,6 +93,7 @@ def test_a_program_is_not_trained_further(own: spile.training.TrainRun, tmp_path
         train(tmp_path / "again", str(own.path), epochs=1)
 
 
+@pytest.mark.zoo
 def test_a_named_model_is_built_by_its_library(tmp_path: Path) -> None:
     """Its new classifier too, of which the library knows nothing."""
     options: dict[str, Any] = {"pretrained": False, "input_size": 32, "epochs": 1, "supervise": None}

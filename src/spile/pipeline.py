@@ -59,7 +59,7 @@ def several_at_once(
     pool: ThreadPoolExecutor | None = None
     try:
         for item in items:
-            if (count := at_once()) == 1:
+            if (count := at_once()) == 1 and not waiting:
                 yield item, compute(item)
                 continue
             pool = pool or ThreadPoolExecutor(count, thread_name_prefix="spile-compute")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -124,8 +124,15 @@ def _range(given: Any) -> tuple[float, float]:
     )
 
 
-def fingerprint(parts: Mapping[str, Any]) -> str:
+def fingerprint(asked: GuideSettings, address: str, weights: str) -> str:
     """The hash of all that determines a map."""
+    parts = {
+        "weights": weights,
+        "at": address,
+        "reduce": asked.reduce,
+        "resolution": asked.resolution,
+        "preprocessing": asked.preprocessing and asked.preprocessing.to_json(),
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

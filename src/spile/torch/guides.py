@@ -37,16 +37,7 @@ class Guide:
     @property
     def fingerprint(self) -> str:
         """Text that changes with the weights, the layer, the reduction, the resolution, the preprocessing."""
-        asked = self.settings
-        return fingerprint(
-            {
-                "weights": weights_hash(self.model),
-                "at": self._tap.points[0].address,
-                "reduce": asked.reduce,
-                "resolution": asked.resolution,
-                "preprocessing": asked.preprocessing and asked.preprocessing.to_json(),
-            }
-        )
+        return fingerprint(self.settings, self._tap.points[0].address, weights_hash(self.model))
 
     @property
     def preprocessing(self) -> ImagePreprocessing | None:

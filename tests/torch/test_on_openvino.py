@@ -104,7 +104,7 @@ def test_a_batch_that_is_built_in_another_way_is_an_error() -> None:
 
 def test_a_precision_that_the_processor_lacks_is_refused() -> None:
     tap = spile.tap(net(), "0", example=(1, 3, 8, 6))
-    core = on_openvino.import_openvino().Core()
+    core = on_openvino.openvino_core()
     if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         exact = openvino(tap, pixels(4), SPEC)(pixels(4))["0"]
         found = openvino(tap, pixels(4), SPEC, "bfloat16")(pixels(4))["0"]
@@ -143,6 +143,27 @@ def test_nothing_is_reported_to_its_makers(tmp_path: Any) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("*")), "it left something in the home folder"
+
+
+SIGNALLED = """
+import faulthandler, os, signal, threading
+import numpy as np, torch, spile
+from spile.torch.on_openvino import OpenVINOEngine
+
+faulthandler.enable()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+tap = spile.tap(torch.nn.Sequential(torch.nn.Linear(3, 3)), "0", example=torch.ones(2, 3))
+held = [OpenVINOEngine(tap, np.ones((2, 3), "float32"), preprocessing=None, precision="float32")]
+dropping = threading.Thread(target=held.clear)
+dropping.start()
+dropping.join()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_engine_dropped_by_another_thread_leaves_the_stack_for_signals() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_extraction_says_which_engine_and_resumes_with_it(

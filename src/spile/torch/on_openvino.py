@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from itertools import pairwise
@@ -79,11 +80,10 @@ def versions() -> dict[str, str]:
 
 def _compiled(traced: Traced, precision: Precision) -> list[Any]:
     """One request a stream."""
-    openvino = import_openvino()
+    core = openvino_core()
     try:
         model = converted(traced.program)
         streams = max(1, torch.get_num_threads())
-        core = openvino.Core()
         compiled = core.compile_model(
             model,
             "CPU",
@@ -134,6 +134,17 @@ def import_openvino() -> Any:
         finally:
             del sys.modules[_TELEMETRY]
             sys.modules.update(hidden)
+
+
+@cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process, which is never given back.
+
+    Its CPU plugin gives the thread that loads it a new stack for signals, and unmaps that stack when the last
+    reference goes, in whichever thread this happens. Were that another one, then the next signal that Python
+    handles (Ctrl-C, a child that ends) would end the process.
+    """
+    return import_openvino().Core()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from spile.preprocessing import ImagePreprocessing
 from spile.torch.engines import model_inputs, normalised
 from spile.torch.exporting import Flows, traced
 from spile.torch.fitted import FittedHead
-from spile.torch.on_openvino import converted, import_openvino
+from spile.torch.on_openvino import converted, import_openvino, openvino_core
 from spile.torch.taps import Tap
 
 FORMATS = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}
@@ -171,8 +171,8 @@ def _open_onnx(path: Path) -> Runner:
 
 
 def _open_openvino(path: Path) -> Runner:
-    openvino = _openvino()
-    compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    _openvino()
+    compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [set(item.get_names()) for item in compiled.inputs]
 
     def run(inputs: Any) -> np.ndarray[Any, Any]:

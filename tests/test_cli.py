@@ -146,7 +146,7 @@ def test_a_learning_curve(capsys: pytest.CaptureFixture[str], model: str, data: 
     assert code == 2 and "no list of whole numbers" in err
 
 
-@pytest.mark.parametrize("kind", ["several", "numbers"])
+@pytest.mark.parametrize("kind", ["several", pytest.param("numbers", marks=pytest.mark.zoo)])
 def test_manifests_of_several_labels_and_of_numbers(
     capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path, kind: str
 ) -> None:

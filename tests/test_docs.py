@@ -14,6 +14,7 @@ KERAS = (
     "supervision_keras.md",
     "augmentation_keras.md",
 )  # their blocks run in tests/keras, once for each backend
+SLOW = ("transfer.md", "diagnosis.md", "training.md")  # their blocks run with the zoo
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -23,7 +24,14 @@ def blocks(page: Path) -> list[str]:
 
 # The pages' own data has some, and the page on transfer says what the warning means.
 @pytest.mark.filterwarnings("ignore:.*near-duplicate")
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in KERAS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=pytest.mark.zoo if page.name in SLOW else ())
+        for page in PAGES
+        if page.name not in KERAS
+    ],
+)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}

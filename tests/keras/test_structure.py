@@ -81,14 +81,13 @@ CASES = [
     Case("ResNet50", rows("conv{}_block{}_out", 3, 4, 6, 3, first=2), (3, 4, 6, 3), quick=True),
     Case("ResNet50V2", rows("conv{}_block{}_out", 3, 4, 6, 3, first=2), (2, 1, 3, 1, 5, 1, 3)),
     Case("MobileNet", [f"conv_pw_{n}_relu" for n in range(1, 14)], (1, 2, 2, 6, 2), "conv_preds@in"),
-    Case("MobileNetV2", V2, (1, 2, 3, 4, 3, 3, 1), quick=True),
+    Case("MobileNetV2", V2, (1, 2, 3, 4, 3, 3, 1)),
     Case("MobileNetV3Small", V3_SMALL, (1, 2, 3, 2, 3), "logits@in"),
     Case("MobileNetV3Large", V3_LARGE, (1, 2, 3, 4, 2, 3), "logits@in"),
     Case(
         "EfficientNetB0",
         [f"block{n}{c}_{'project_bn' if c == 'a' else 'add'}" for n, c in EFFICIENT],
         (1, 2, 2, 3, 3, 4, 1),
-        quick=True,
     ),
     Case(
         "EfficientNetV2B0",

@@ -113,6 +113,7 @@ def _last(model: keras.Model) -> str:
     return str(body.layers[-1].name) if body is not None else ""
 
 
+@pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore:.*near-duplicate")  # untrained, it tells nothing apart
 def test_a_reference_becomes_its_name_and_the_weights_that_are_needed(tmp_path: Path) -> None:
     loaded = spile.load_model("keras:MobileNetV2", pretrained=False, input_size=32)

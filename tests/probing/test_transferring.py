@@ -339,7 +339,9 @@ def test_a_saved_model_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("reference", ["timm:test_resnet", "torchvision:squeezenet1_1"])
+@pytest.mark.parametrize(
+    "reference", [pytest.param("timm:test_resnet", marks=pytest.mark.zoo), "torchvision:squeezenet1_1"]
+)
 def test_named_models_are_saved_by_name_up_to_the_layer(tmp_path: Path, reference: str) -> None:
     loaded = spile.load_model(reference, pretrained=False, input_size=32)
     pixels, labels = images(20)
@@ -372,6 +374,7 @@ def test_texts_and_their_tokenizer_travel_with_the_model(tmp_path: Path) -> None
     assert row.score is None and "spile.probe(store, texts=[...])" in row.note
 
 
+@pytest.mark.zoo
 def test_hugging_face_vision_model_of_a_folder(tmp_path: Path) -> None:
     from transformers import ViTConfig, ViTModel
 

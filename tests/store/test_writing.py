@@ -74,7 +74,7 @@ class Killer:
         return killed
 
 
-@pytest.mark.parametrize("commit_bytes", [1, 100, 1 << 30])
+@pytest.mark.parametrize("commit_bytes", [1, pytest.param(100, marks=pytest.mark.zoo), 1 << 30])
 def test_killed_around_any_change_and_resumed_equals_never_killed(tools, tmp_path, monkeypatch, commit_bytes):
     whole = tools.contents(tools.extract(tmp_path / "whole.lance"))
     with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ IMAGES = torch.zeros(2, 3, 32, 32)
 
 @pytest.mark.parametrize(
     "name, path",
-    [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3")],
+    [("resnet18", "fc"), pytest.param("mobilenet_v3_small", "classifier.3", marks=pytest.mark.zoo)],
 )
 def test_torchvision(name: str, path: str) -> None:
     from torchvision.models import get_model

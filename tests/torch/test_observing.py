@@ -79,7 +79,10 @@ def test_cost_is_the_same_in_every_mode(context: Any) -> None:
 # --- without touching real data -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto", "mobilevit_xxs"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "efficientnet_lite0", "convnext_atto", pytest.param("mobilevit_xxs", marks=pytest.mark.zoo)],
+)
 def test_ordinary_models_need_no_real_tensors(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -239,8 +242,8 @@ def test_an_axis_that_mixes_samples_is_none() -> None:
         ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 16, 16, 16)}),
         ("resnet18", {}),
         ("efficientnet_lite0", {}),
-        ("pvt_v2_b0", {"depths": (1, 1, 1, 1)}),
-        ("edgenext_xx_small", {"depths": (1, 1, 1, 1)}),
+        pytest.param("pvt_v2_b0", {"depths": (1, 1, 1, 1)}, marks=pytest.mark.zoo),
+        pytest.param("edgenext_xx_small", {"depths": (1, 1, 1, 1)}, marks=pytest.mark.zoo),
     ],
 )  # fmt: skip
 def test_axes_told_by_the_layers_before_are_those_that_are_measured(

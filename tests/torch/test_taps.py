@@ -110,7 +110,9 @@ def test_a_pool_function_cannot_change_the_model() -> None:
     assert torch.equal(output, expected)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", pytest.param("densenet121", marks=pytest.mark.zoo)]
+)
 def test_every_layer_at_once_equals_the_reference(name: str, image: Tensor) -> None:
     model = getattr(torchvision.models, name)(weights=None)
     tap = Tap(model, "all", pool=None, example=image)

@@ -239,6 +239,7 @@ def test_a_probe_of_other_weights_is_refused(tmp_path: Path) -> None:
         run(tmp_path, model=net(classes=3).eval(), from_probe=tmp_path / "probe", supervise=None)
 
 
+@pytest.mark.zoo
 def test_jacobian_aggregation_end_to_end(tmp_path: Path) -> None:
     """TorchJD fills the gradients; steps, rates, diagnosis and resuming go on as ever."""
     aggregation = pytest.importorskip("torchjd.aggregation")
@@ -267,6 +268,7 @@ def test_the_mean_of_losses_by_torchjd_is_the_mean_of_losses(tmp_path: Path) -> 
     assert weights(found.model) == pytest.approx(weights(plain.model), abs=1e-4)
 
 
+@pytest.mark.zoo
 def test_the_curves_of_every_head_arrive_at_the_loggers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     wanted = replace(HEADS, targets=[Labels(), PseudoLabels(threshold=0.4)])

@@ -280,6 +280,17 @@ def test_graphs_give_the_bits_of_the_layers_in_memory_of_their_own() -> None:
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="how it is done there")
+def test_what_passes_through_is_not_left_in_the_memory_of_the_batch() -> None:
+    from spile.keras import on_torch
+
+    run = on_torch.compiled(lambda state, batch: {"same": batch, "part": batch[1:]}, [])
+    values = np.zeros((4, 2), "float32")
+    found = run(values)
+    values[:] = 1  # it is used again
+    assert found["same"].max() == found["part"].max() == 0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="how it is done there")
 def test_many_shapes_are_not_all_traced() -> None:
     x = keras.Input((None, 3))
     tap = spile.tap(keras.Model(x, Counting(name="twice")(x)), "twice", pool=None, example=(2, 5, 3))

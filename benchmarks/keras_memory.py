@@ -111,7 +111,7 @@ def measured(way: str, samples: int) -> dict[str, float]:
 def in_own_process(way: str, samples: int) -> dict[str, float]:
     """The same as `measured`, in a process that has done nothing before."""
     command = [sys.executable, __file__, "--one", way, str(samples)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
     return found
 

@@ -297,6 +297,24 @@ def test_what_passes_through_is_not_left_in_the_callers_memory() -> None:
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="how it is done there")
+@pytest.mark.parametrize("strided", [False, True])
+def test_what_depends_on_how_a_value_lies_in_memory_keeps_its_copies(strided: bool) -> None:
+    import torch
+
+    from spile.keras import on_torch
+
+    def body(state: Any, batch: Any) -> dict[str, Any]:
+        copied = batch.permute(0, 2, 1).contiguous()
+        first = copied.as_strided((2, 4), (12, 1)) if strided else copied[:, 0]
+        return {"flat": torch.ops.aten._unsafe_view(copied, [2, 12]), "first": first}
+
+    batch = torch.arange(24.0).reshape(2, 3, 4)
+    found = on_torch.compiled(body, [])(batch)
+    for name, value in body([], batch).items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="how it is done there")
 def test_many_shapes_are_not_all_traced() -> None:
     x = keras.Input((None, 3))
     tap = spile.tap(keras.Model(x, Counting(name="twice")(x)), "twice", pool=None, example=(2, 5, 3))

@@ -21,7 +21,7 @@ FEATURES = 4096 * 4 / 2**20
 def peak(way: str, samples: int) -> float:
     """In MiB, in a process of its own."""
     command = [sys.executable, str(SCRIPT), "--one", way, str(samples)]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(run.stdout.splitlines()[-1])["peak"])
 
 

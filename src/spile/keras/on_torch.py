@@ -25,6 +25,17 @@ fixed_batch = True
 _GRAPHS = 8
 """Of one pass, for as many shapes; batches of further shapes run layer by layer."""
 
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+"""Refuse what lies in another order in memory, where `reshape` copies it."""
+
+_OF_MEMORY = (
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten._reshape_alias.default,
+    torch.ops.aten.view.dtype,
+    torch.ops.aten.view_as_complex.default,
+)
+"""Their value depends on how their input lies in memory, or they refuse another order: copies stay."""
+
 _graphing = threading.Lock()
 
 
@@ -97,11 +108,13 @@ def _graph(body: Body, state: list[Any], inputs: Any) -> GraphModule:
     called = [node for node in nodes if node.op == "call_function"]
     if any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in called):
         return traced  # something is written in place: a copy may be what keeps it from another value
+    if any(node.target in _OF_MEMORY for node in called):
+        return traced
     for node in called:
         if node.target is torch.ops.aten.clone.default:
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
-        elif node.target is torch.ops.aten.view.default:  # refuses what lies in another order
+        elif node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
     traced.recompile()
     return traced

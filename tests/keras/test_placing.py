@@ -17,7 +17,11 @@ from spile.keras.taps import Tap
 
 
 def linearised(model: keras.Model) -> keras.Model:
-    """Every weight positive and equal; batch norm as it is built changes nothing that matters."""
+    """Every weight positive and equal; batch norm as it is built changes nothing that matters.
+
+    Pools take the mean: of equal values the largest is the first one, which is not in the middle.
+    """
+    model = keras.models.clone_model(model, clone_function=averaging)
     for weight in model.weights:
         value = np.ones(weight.shape) if "gamma" in weight.path or "variance" in weight.path else None
         if len(weight.shape) >= 2:
@@ -25,6 +29,12 @@ def linearised(model: keras.Model) -> keras.Model:
         if value is not None:
             weight.assign(value)
     return model
+
+
+def averaging(layer: keras.Layer) -> keras.Layer:
+    if isinstance(layer, layers.MaxPooling2D):
+        return layers.AveragePooling2D(layer.pool_size, layer.strides, layer.padding, name=layer.name)
+    return type(layer).from_config(layer.get_config())
 
 
 def centroid(tap: Tap, image: np.ndarray, cell: tuple[int, int], block: int = 1) -> np.ndarray:

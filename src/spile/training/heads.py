@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spile import saved
-from spile.backend import Supervised
+from spile.backend import Supervised, backend_of
 from spile.errors import TrainingError
-from spile.models import as_loaded, example_for, load_model
+from spile.models import LoadedModel, as_loaded, example_for, load_model
 from spile.supervising import supervise
 from spile.supervision.heads import HeadLike, HeadSpec, Kept
 from spile.supervision.operations import described, operations_of
@@ -56,8 +57,9 @@ def load_supervised(
 
     Args:
         run: the folder that `spile.train` wrote.
-        model: the trained model, where the run does not hold one that can be loaded (`TrainRun.problem`), or
-            in the same session, ``run.loaded``; by default the one in the folder.
+        model: the code of a PyTorch network of your own, ``"net.py:make"``, or ``run.loaded`` in the same
+            session; it gets the weights of the run. By default the model in the folder, which for such code
+            is an exported program: samples cannot leave one, so that it has no early exits.
         head: heads of your own, which are not in the folder, by address; their weights are.
         main: which of the model's outputs holds its logits, where that was told by a function.
         device: of the model that is loaded: ``cuda``, ``mps``; by default the CPU.
@@ -72,12 +74,15 @@ def load_supervised(
             f"{run} holds heads, but no model that can be loaded. Pass the one that was trained: "
             "spile.load_supervised(run, model=model)"
         )
-    loaded = load_model(str(folder), device=device) if model is None else as_loaded(model)
-    heads = {each["name"]: _head(each, head or {}) for each in content["heads"]}
     shape = content["example"]
+    loaded = load_model(str(folder), device=device) if model is None else as_loaded(model)
+    example = example_for(loaded) if shape is None else tuple(shape)
+    if model is not None:
+        loaded = _trained(loaded, folder, example, content["classes"])
+    heads = {each["name"]: _head(each, head or {}) for each in content["heads"]}
     supervised = supervise(
         loaded,
-        example=example_for(loaded) if shape is None else tuple(shape),
+        example=example,
         num_classes=content["classes"],
         taps={each["name"]: each["address"] for each in content["heads"]},
         head=heads,
@@ -86,6 +91,15 @@ def load_supervised(
     )
     supervised.load_heads(folder / _WEIGHTS)
     return supervised
+
+
+def _trained(loaded: LoadedModel, folder: Path, example: Any, classes: int) -> LoadedModel:
+    """The model with the classifier and the weights of the run; a Keras model is taken as it is."""
+    backend = backend_of(loaded.model)
+    model = backend.with_classifier(loaded.model, example, classes)
+    if (folder / saved.WEIGHTS).is_file():
+        backend.load_trained(model, folder / saved.WEIGHTS)
+    return replace(loaded, model=model)
 
 
 def _plain(spec: HeadSpec | None) -> list[dict[str, Any]] | None:

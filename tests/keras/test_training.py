@@ -241,7 +241,7 @@ def test_the_heads_of_a_run_are_given_back(tmp_path: Path) -> None:
     )
     loss = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(rows)), codes[rows]].mean()
     assert loss == pytest.approx(found.epochs[-1]["test/first/loss"], rel=1e-4)
-    exits = supervised.exits((x, codes), accuracy=0.3)
+    exits = supervised.exits((x, codes), accuracy=0.0)
     assert exits.predict(x[:5]).shape == (5, 3)
     with pytest.raises(TrainingError, match="holds no heads"):
         spile.load_supervised(run(tmp_path / "bare", supervise=None, epochs=1).path)

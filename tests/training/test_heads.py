@@ -68,7 +68,7 @@ def test_they_are_those_that_were_trained(run: spile.training.TrainRun, given: s
 
 def test_early_exits_of_a_run(run: spile.training.TrainRun) -> None:
     x, y = data()
-    exits = spile.load_supervised(run.path, model=net()).exits((x, y), accuracy=0.4)
+    exits = spile.load_supervised(run.path, model=net()).exits((x, y), accuracy=0.0)
     with torch.no_grad():
         assert torch.equal(exits.base(torch.from_numpy(x)), run.model(torch.from_numpy(x)))
     assert exits(torch.from_numpy(x[:5])).logits.shape == (5, 3) and exits.report is not None

@@ -297,7 +297,7 @@ def fit_alpha(
     moments = _union(folds)
     scale, varies, xx, xy = _standardised(moments, weights)
     xx[np.diag_indices_from(xx)] += alpha
-    coef = np.linalg.solve(xx, xy)
+    coef: Float = np.asarray(np.linalg.solve(xx, xy), dtype=np.float64)
     coef[~varies] = 0.0
     return RidgeFit(moments.mean_x, scale, coef, moments.mean_y, alpha, classes)
 

@@ -162,3 +162,15 @@ def test_a_pickle_of_a_referenced_model_holds_no_weights() -> None:
 def test_without_a_model() -> None:
     with pytest.raises(ModelError, match="needs a model"):
         ActivationTransformer().fit(np.ones((3, 4)))
+
+
+def test_rows_of_length_1_layer_by_layer(images: Any) -> None:
+    x, _ = images
+    features = ActivationTransformer(Counting(), ["stem", "body"]).fit(x)
+    unit = clone(features).set_params(unit_rows=True).fit(x).transform(x)
+    plain = features.transform(x)
+    np.testing.assert_allclose(
+        unit[:, :4], plain[:, :4] / np.linalg.norm(plain[:, :4], axis=1)[:, None], rtol=1e-5
+    )
+    np.testing.assert_allclose(np.linalg.norm(unit[:, 4:], axis=1), 1, rtol=1e-5)
+    assert unit.dtype == np.float32

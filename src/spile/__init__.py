@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOMES` says the same to Py
     from spile.training import Recipe as Recipe
     from spile.training import Supervision as Supervision
     from spile.training import compare as compare
+    from spile.training import load_supervised as load_supervised
     from spile.training import train as train
 
     open = open_store
@@ -81,7 +82,7 @@ _HOMES = {
     "spile.store": ("open",),
     "spile.supervising": ("supervise",),
     "spile.taps": ("Activations", "layers", "tap"),
-    "spile.training": ("Augmentation", "Recipe", "Supervision", "compare", "train"),
+    "spile.training": ("Augmentation", "Recipe", "Supervision", "compare", "load_supervised", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("augmentation", "inspection", "supervision")

@@ -18,6 +18,7 @@ from spile.observation import Observation
 from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike
+from spile.supervision.heads import HeadSpec
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
 
 Mode = Literal["eval", "as_is"]
@@ -203,6 +204,18 @@ class Supervised(Protocol):
         soft_labels: Any = None,
     ) -> dict[str, dict[str, float]]:
         """By layer with weights: gradient norm, share of each head in it, cosine between main and heads."""
+        ...
+
+    def head_specs(self) -> dict[str, HeadSpec | None]:
+        """What each head is built of, as it is; ``None`` for one of the user's own."""
+        ...
+
+    def save_heads(self, path: Path) -> None:
+        """Write the weights of the heads alone, as safetensors."""
+        ...
+
+    def load_heads(self, path: Path) -> None:
+        """Put back what `save_heads` wrote, of heads that are built alike. Raises `ModelError`."""
         ...
 
     def strip(self) -> Any:

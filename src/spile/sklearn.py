@@ -19,6 +19,7 @@ from spile.data import batches, open_source
 from spile.errors import DataError, ModelError
 from spile.models import LoadedModel, as_loaded, load_model
 from spile.preprocessing import ImagePreprocessing, Preprocessing
+from spile.probing.features import joined
 from spile.probing.preparing import example_of, few_samples
 from spile.taps import tap as make_tap
 
@@ -40,6 +41,7 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
         pool: what is kept of each layer.
         preprocessing: what uint8 images get; a reference brings its own.
         batch_size: samples a batch.
+        unit_rows: divide each row of each layer by its length, as `spile.probe` does where it combines some.
         cache: keep features by sample content: ``True``, or at most so many samples; oldest go first. The
             cache belongs to the model and is shared by clones; it is not pickled.
 
@@ -59,6 +61,7 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
         pool: Any = "auto",
         preprocessing: Preprocessing | None = None,
         batch_size: int = 32,
+        unit_rows: bool = False,
         cache: bool | int = True,
     ) -> None:
         self.model = model
@@ -66,6 +69,7 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
         self.pool = pool
         self.preprocessing = preprocessing
         self.batch_size = batch_size
+        self.unit_rows = unit_rows
         self.cache = cache
 
     def fit(self, X: Any, y: Any = None) -> ActivationTransformer:
@@ -83,6 +87,13 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
         """(n, d) float32: the points side by side, in the order of `get_feature_names_out`."""
         check_is_fitted(self)
         X = self._checked(X, reset=False)
+        if not self.unit_rows:
+            return self._activations(X)
+        parts = np.split(self._activations(X), np.cumsum(self.widths_)[:-1], axis=1)
+        return joined(parts, unit_rows=True).astype(np.float32)
+
+    def _activations(self, X: Any) -> Array:
+        """(n, d), from the cache where they are there."""
         if not self.cache:
             return self._run(X)
         held = self._held()

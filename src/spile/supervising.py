@@ -49,10 +49,11 @@ def supervise(
             of them for each address.
         targets: what the heads are trained towards, see `spile.supervision.targets`; by default the labels.
         weight: how much the auxiliary losses count, see `spile.supervision.weights`; a number is a constant
-        total. task: ``"classification"``, ``"multilabel"``, ``"regression"`` or ``"segmentation"``. main:
-        where the logits are in the model's output, if that is not one tensor. gradient: of the auxiliary
-        losses into the base: ``"full"``, ``"stop"``, or a factor. allow_large: addresses whose heads may have
-        over a tenth of the model's parameters and over a million.
+            total.
+        task: ``"classification"``, ``"multilabel"``, ``"regression"`` or ``"segmentation"``.
+        main: where the logits are in the model's output, if that is not one tensor.
+        gradient: of the auxiliary losses into the base: ``"full"``, ``"stop"``, or a factor.
+        allow_large: addresses whose heads may have over a tenth of the model's parameters and over a million.
 
     Raises `SupervisionError`, `AddressError`.
     """

@@ -337,6 +337,36 @@ def test_weight_0_leaves_a_loss_out(data: Any) -> None:
     assert loss["loss"] == loss["main/labels"]
 
 
+def test_weight_0_leaves_a_gradient_out(data: Any) -> None:
+    """Not 0 times it: of a loss without bounds that is no number."""
+    found = []
+    for start in (3e38, 1.0):  # logits are infinite, or ordinary
+        keras.utils.set_random_seed(0)
+        supervised = supervise(network(), weight=0.0)
+        supervised.heads["middle"].weights[0].assign(np.full((8, CLASSES), start))
+        loss = supervised.loss(supervised(data[0]), data[1], progress=0, training=False).scalars()
+        assert np.isfinite(loss["middle/labels"]) == (start == 1.0)
+        variables = supervised.trainable_variables
+        found.append(gradients(supervised, *data, lambda loss: loss.total, variables))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.essential
+def test_fit_leaves_the_base_alone_where_a_broken_head_has_weight_0(data: Any) -> None:
+    """There the features of the head have no gradient that is a number; with a weight that is seen."""
+    bases = []
+    for head, weight in ((Infinite(), 0.0), ("linear", 0.0), (Infinite(), 0.1)):
+        keras.utils.set_random_seed(0)
+        supervised = supervise(network(), head={"middle": head}, weight=weight)
+        supervised.compile(optimizer=keras.optimizers.SGD(0.1))
+        supervised.train_on_batch(*data)
+        bases.append(values(supervised.base))
+    for ours, theirs in zip(*bases[:2], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert not all(np.isfinite(value).all() for value in bases[2])
+
+
 def test_uncertainty_is_trained(data: Any) -> None:
     supervised = supervise(network(), weight=Uncertainty())
     supervised.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)

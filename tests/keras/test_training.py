@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 import spile
 from spile.data import open_source
@@ -17,6 +18,7 @@ from spile.errors import ModelError, TrainingError
 from spile.keras.classifiers import set_classifier, with_classifier
 from spile.reporting.record import read_run
 from spile.supervision import Constant, Labels, PseudoLabels
+from spile.training.rows import choose_rows
 
 
 def net(classes: int = 5, activation: str | None = "softmax") -> keras.Model:
@@ -223,3 +225,23 @@ def test_rows_without_a_known_label_measure_nothing(tmp_path: Path) -> None:
     found = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "found", **given)
     for name in ("test/loss", "test/accuracy", "test/first/loss"):
         assert found.epochs[0][name] == pytest.approx(known.epochs[0][name], rel=1e-4)
+
+
+def test_the_heads_of_a_run_are_given_back(tmp_path: Path) -> None:
+    """With the weights they were trained to, as early exits are made of them."""
+    x, y = data()
+    found = run(tmp_path / "run")
+    supervised = spile.load_supervised(found.path)
+    again = spile.load_supervised(found.path, model=found.model)
+    rows = choose_rows(open_source((x, y)), shots=None, validate=False, seed=0, unlabelled=False).test
+    codes = np.array([found.classes.index(label) for label in y])
+    logits = values(supervised(x[rows], training=False).aux["first"])
+    np.testing.assert_allclose(
+        logits, values(again(x[rows], training=False).aux["first"]), rtol=1e-4, atol=1e-5
+    )
+    loss = -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(rows)), codes[rows]].mean()
+    assert loss == pytest.approx(found.epochs[-1]["test/first/loss"], rel=1e-4)
+    exits = supervised.exits((x, codes), accuracy=0.0)
+    assert exits.predict(x[:5]).shape == (5, 3)
+    with pytest.raises(TrainingError, match="holds no heads"):
+        spile.load_supervised(run(tmp_path / "bare", supervise=None, epochs=1).path)

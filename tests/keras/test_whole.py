@@ -108,3 +108,14 @@ def test_a_model_without_a_graph_is_refused(tmp_path: Path) -> None:
     run = spile.transfer(model, (images, labels), tmp_path / "run", addresses=["body"], cv=3, progress=False)
     with pytest.raises(ModelError, match=r"Own cannot be put into a new model .it has no graph of one input"):
         run.export(tmp_path / "made", images)
+
+
+def test_rows_of_length_1(tmp_path: Path, run: Any) -> None:
+    result = spile.probe(run.store, unit_rows=True, nested=False, repeats=1)
+    described = {**run.model.description, "unit_rows": True}
+    head = result.fit(run.result.best.point)
+    model = dataclasses.replace(run.model, head=head, description=described)
+    new = np.random.default_rng(1).normal(0, 0.3, (20, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(model.features(new), axis=1), 1, rtol=1e-5)
+    (one,) = model.export(tmp_path / "made", new).verified
+    assert one.largest_difference < 1e-4

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 
 from spile.errors import ProbeError
 from spile.probing import banding, probe, streaming, task
-from spile.probing.features import Candidate, Features, joined, unit_rows
+from spile.probing.features import Candidate, Features, joined, unit_length
 from spile.probing.ridge import fit_ridge, targets
 
 
@@ -75,7 +75,7 @@ def test_one_layer_ten_thousand_times_larger_changes_no_prediction(halves, make_
 def test_rows_of_zeros_and_float16_activations_give_no_nan():
     half = np.full((3, 8), 300, np.float16)
     half[1] = 0  # and 300² is beyond float16
-    np.testing.assert_allclose(np.linalg.norm(unit_rows(half), axis=1), [1, 0, 1])
+    np.testing.assert_allclose(np.linalg.norm(unit_length(half), axis=1), [1, 0, 1])
 
 
 def test_a_row_alone_has_the_features_that_it_has_in_a_batch():
@@ -146,7 +146,7 @@ def test_naive_concatenation_loses_and_choosing_does_not(make_store):
     y = np.arange(120) % 3
     good = rng.normal(size=(120, 4)) + 2.0 * np.eye(4)[y]
     noise = {f"noise{i}": rng.normal(size=(120, 200)) for i in range(3)}
-    everything = np.concatenate([unit_rows(v) for v in [good, *noise.values()]], axis=1)
+    everything = np.concatenate([unit_length(v) for v in [good, *noise.values()]], axis=1)
     naive = probe(make_store({"all": everything}, y), nested=False).best.score
     for combine in ("greedy", "banded"):
         store = make_store({"good": good, **noise}, y)
@@ -218,7 +218,7 @@ def test_streamed_bands_are_of_bounded_width_and_do_not_see_held_out_rows(halves
     candidate = Candidate(tuple(points), banded=True)
 
     def fits(store, plan):
-        return streaming.banded_fits(Features(store, plan), candidate, plan, plan.folds[0])
+        return streaming.fold_fits(Features(store, plan), candidate, plan, plan.folds[0], calibrate=True)
 
     before = fits(store, plan)
     assert all(sum(points[name].shape[1] for name in taken) <= 17 for taken, _ in before)
@@ -226,7 +226,7 @@ def test_streamed_bands_are_of_bounded_width_and_do_not_see_held_out_rows(halves
     wild = {k: np.where((held_out == 2)[:, None], v * -1e4 + 99, v) for k, v in points.items()}
     changed = dataclasses.replace(plan, y=np.where(held_out == 2, (y + 1) % 4, y))
     after = fits(make_store(wild, changed.y), changed)
-    for name in ("mean", "scale", "coef", "intercept", "alpha"):
+    for name in ("mean", "scale", "coef", "intercept", "alpha", "temperature"):
         assert np.array_equal(getattr(before[2][1], name), getattr(after[2][1], name)), name
     assert before[2][0] == after[2][0]
     assert not np.array_equal(before[1][1].mean, after[1][1].mean)
@@ -239,3 +239,41 @@ def test_banded_is_ridge_and_greedy_takes_any_estimator(halves):
     result = probe(store, combine="greedy", estimator=SVC(), repeats=1, nested=False)
     assert result.points == ("first", "second")
     assert (result.fit().predict(joined([points[p] for p in result.points])) == y).mean() > 0.9
+
+
+@pytest.mark.parametrize("stream_rows", [10, 10_000])
+def test_rows_of_a_single_layer_are_of_length_1_where_asked_for(halves, make_store, monkeypatch, stream_rows):
+    """Then a row counts the same however large its activations are."""
+    monkeypatch.setattr(task, "STREAM_ROWS", stream_rows)
+    _, points, y = halves
+    lengths = np.exp(np.random.default_rng(3).normal(size=(len(y), 1)))
+    louder = {name: lengths * values for name, values in points.items()}
+
+    def found(values, **options):
+        return probe(make_store(values, y), repeats=1, nested=False, **options)
+
+    plain, scaled = (found(values, unit_rows=True) for values in (points, louder))
+    assert plain.unit_rows and plain.points == ("second",) and plain.to_json()["unit_rows"]
+    np.testing.assert_allclose(plain.best.fold_scores, scaled.best.fold_scores)
+    features = joined([louder["second"]], unit_rows=True)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1)
+    np.testing.assert_allclose(
+        scaled.fit().decision_function(features), plain.fit().decision_function(features)
+    )
+    assert not found(louder).unit_rows and found(louder).best.fold_scores != found(points).best.fold_scores
+
+
+@pytest.mark.parametrize("combine", ["single", "banded"])
+def test_streamed_probabilities_are_tempered(make_store, blobs, monkeypatch, combine):
+    """Ridge scores lie near -1..1, which a softmax takes for doubt: then the log loss is far from that in
+    memory."""
+    X, y = blobs(150, 6, spread=3.0)
+    store = make_store({"a": X, "b": X[:, ::-1]}, y)
+    options = {"metric": "neg_log_loss", "combine": combine, "repeats": 1, "nested": False}
+    memory = probe(store, **options)
+    monkeypatch.setattr(task, "STREAM_ROWS", 10)
+    streamed = probe(store, **options)
+    for ours, theirs in zip(streamed.table, memory.table, strict=True):
+        if theirs.score is not None:
+            assert ours.score == pytest.approx(theirs.score, abs=0.03)
+    assert streamed.fit().temperature is not None

@@ -163,3 +163,21 @@ def test_heads_and_formats_that_cannot_be(tmp_path: Path, pixels: Any) -> None:
         model.export(tmp_path / "made", pixels, formats="pt2")
     with pytest.raises(ModelError, match=r"cannot be exported as 'onyx'. Allowed: .* formats='onnx'"):
         model.export(tmp_path / "made", pixels, formats="onyx")
+
+
+def test_rows_of_length_1_are_exported_too(tmp_path: Path) -> None:
+    labels = [("ant", "bee")[i % 2] for i in range(40)]
+    pixels = PIXELS // 2 + (np.arange(40, dtype=np.uint8) % 2 * 90)[:, None, None, None]
+    options: dict[str, Any] = {"addresses": ["stem", "body"], "cv": 3, "nested": False, "progress": False}
+    run = spile.transfer(
+        Net().eval(), (pixels, labels), tmp_path / "run", preprocessing=SPEC, unit_rows=True, **options
+    )
+    loaded = spile.load(tmp_path / "run")
+    assert not run.result.best.points
+    np.testing.assert_allclose(np.linalg.norm(loaded.features(pixels), axis=1), 1)
+    made = loaded.export(tmp_path / "made", pixels[:9], formats="pt2")
+    assert made.verified[0].labels_identical and made.verified[0].largest_difference < 1e-4
+    expected = (
+        torch.export.load(tmp_path / "made" / "model.pt2").module()(torch.from_numpy(pixels))[0].detach()
+    )
+    np.testing.assert_allclose(loaded.predict_proba(pixels), expected.numpy(), atol=1e-4)

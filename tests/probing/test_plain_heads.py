@@ -40,7 +40,7 @@ def test_classes(blobs: Any, name: Any, classes: int, calibrate: bool) -> None:
     X, y = blobs(120, 6, classes=classes, spread=1.2)
     fit = fitted(name, X, np.array(["ant", "bee", "cow", "dog"])[y], calibrate=calibrate)
     new = blobs(200, 6, classes=classes, spread=1.2, seed=9)[0]
-    plain = plain_head(fit, points=1)
+    plain = plain_head(fit, unit_rows=False)
     scores = plain(new)
     assert scores.shape == (200, classes)
     np.testing.assert_array_equal(plain.answers(scores), fit.predict(new))
@@ -55,7 +55,7 @@ def test_several_labels_a_row(name: str) -> None:
     X = rng.normal(size=(100, 6))
     X[:, :3] += 1.5 * Y
     fit = fitted(name, X, Y, kind="multilabel")
-    plain = plain_head(fit, points=1, classes=("a", "b", "c"))
+    plain = plain_head(fit, unit_rows=False, classes=("a", "b", "c"))
     new = rng.normal(size=(150, 6)) + 0.7
     scores = plain(new)
     assert plain.several
@@ -71,7 +71,7 @@ def test_numbers(name: Any) -> None:
     y = X[:, 0] * 2 + rng.normal(size=80) * 0.1
     fit = fitted(name, X, y, kind="numbers")
     new = rng.normal(size=(50, 4))
-    plain = plain_head(fit, points=1)
+    plain = plain_head(fit, unit_rows=False)
     assert plain.labels is None
     np.testing.assert_allclose(plain.answers(plain(new)), fit.predict(new), atol=1e-6)
 
@@ -82,7 +82,7 @@ def test_a_sample_that_is_one_of_the_neighbours_has_its_label() -> None:
     y = np.arange(20) % 2
     y[:4] = [0, 0, 1, 1]
     fit = fit_head(KNeighborsClassifier(4, weights="distance"), X, y, kind="classes")
-    plain = plain_head(fit, points=1)
+    plain = plain_head(fit, unit_rows=False)
     np.testing.assert_allclose(plain(X), fit.predict_proba(X))
     np.testing.assert_allclose(plain(X[:4]), [[1, 0], [1, 0], [0, 1], [0, 1]])
 
@@ -102,4 +102,4 @@ def test_a_sample_that_is_one_of_the_neighbours_has_its_label() -> None:
 def test_what_a_network_cannot_hold(blobs: Any, estimator: Any, message: str) -> None:
     X, y = blobs(60, 4)
     with pytest.raises(ModelError, match=message):
-        plain_head(fit_head(estimator, X, y, kind="classes"), points=1)
+        plain_head(fit_head(estimator, X, y, kind="classes"), unit_rows=False)

@@ -46,7 +46,9 @@ def test_the_projection_alone_would_not_do(x, monkeypatch):
     monkeypatch.setattr("spile.store.duplicates._AXES", 1)
     found = near_pairs(Held(x), radius=0.01)
     assert {tuple(pair) for pair in found.rows.tolist()} == set(brute_force(x, 0.01))
-    monkeypatch.setattr("spile.store.duplicates._distances", lambda rows, mean, pairs: np.zeros(len(pairs)))
+    monkeypatch.setattr(
+        "spile.store.duplicates._distances", lambda rows, mean, pairs: np.zeros((2, len(pairs)))
+    )
     assert len(near_pairs(Held(x), radius=0.01).rows) > 1000
 
 
@@ -64,6 +66,16 @@ def test_planted_copies_are_found_without_a_radius_and_nothing_else(x):
     assert {tuple(pair) for pair in found.rows.tolist()} == {(i, 100 + i) for i in range(25)}
     assert found.radius == pytest.approx(0.13 * found.typical)
     assert (np.diff(found.distances) >= 0).all()
+
+
+def test_rows_far_out_in_one_direction_are_no_copies_of_each_other():
+    """As in untrained networks: what differs from row to row is mostly one number. Planted copies are."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 20)) + 15 * rng.standard_t(3, (400, 1)) * rng.standard_normal(20)
+    x[:5] = x[100:105] + 0.02 * rng.standard_normal((5, 20))
+    found = near_pairs(Held(x))
+    assert {tuple(pair) for pair in found.rows.tolist()} == {(i, 100 + i) for i in range(5)}
+    assert len(near_pairs(Held(x), radius=found.radius).rows) > 50
 
 
 def test_ordinary_rows_have_none_whatever_their_number():

@@ -45,7 +45,7 @@ def heads() -> dict[str, PlainHead]:
         fits[name] = fit_head(name, X, names, kind="classes")
         fits[f"{name} calibrated"] = fit_head(name, X, names, kind="classes", calibrate=True)
         fits[f"{name} several"] = fit_head(name, X, several, kind="multilabel")
-    return {name: plain_head(fit, points=2) for name, fit in fits.items()}
+    return {name: plain_head(fit, unit_rows=True) for name, fit in fits.items()}
 
 
 HEADS = heads()

@@ -110,6 +110,9 @@ MaxBytes = Annotated[int | None, typer.Option(min=1, help="Most bytes of float32
 GroupDuplicates = Annotated[
     bool, typer.Option("--group-duplicates", help="Keep near-duplicates on one side of every split.")
 ]
+UnitRows = Annotated[
+    bool, typer.Option("--unit-rows", help="Divide rows of single layers by their length before scaling.")
+]
 MaxBad = Annotated[float, typer.Option(min=0, max=1, help="Share of samples that may be unreadable.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 

@@ -27,6 +27,7 @@ from spile.cli.options import (
     Quiet,
     Rule,
     RuleName,
+    UnitRows,
     Weights,
     load,
     numbers,
@@ -50,6 +51,7 @@ def probe(
         str | None, typer.Option(help="The data again, of a store of texts: adds tf-idf as a baseline.")
     ] = None,
     cv: Annotated[int, typer.Option(min=2, help="Folds.")] = 5,
+    unit_rows: UnitRows = False,
     group_duplicates: GroupDuplicates = False,
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
     as_json: AsJson = False,
@@ -73,6 +75,7 @@ def probe(
         texts=None if texts is None else texts_again(texts, opened),
         cv=cv,
         seed=seed,
+        unit_rows=unit_rows,
     )
     show(result, result.to_json(), as_json)
 
@@ -95,6 +98,7 @@ def transfer(
         str | None, typer.Option(help="Use only so many labels of every class; 5,10,50 gives a curve.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
+    unit_rows: UnitRows = False,
     group_duplicates: GroupDuplicates = False,
     batch_size: BatchSize = None,
     max_bad: MaxBad = 0.01,
@@ -123,6 +127,7 @@ def transfer(
         cv=cv,
         shots=numbers(shots),
         seeds=seeds,
+        unit_rows=unit_rows,
         group_duplicates=group_duplicates,
         batch_size=batch_size or "auto",
         max_bad=max_bad,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import keras
@@ -15,17 +14,6 @@ from spile.supervision import operations as plan
 from spile.supervision.operations import Operation
 
 PACKAGE = "spile"
-_OPERATIONS = {
-    operation.__name__: operation
-    for operation in (
-        plan.Conv,
-        plan.GroupNorm,
-        plan.LayerNorm,
-        plan.Activation,
-        plan.Pooling,
-        plan.Dense,
-    )
-}
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -93,15 +81,17 @@ class Head(keras.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Operations by name."""
-        described = [{"kind": type(each).__name__, **asdict(each)} for each in self.operations]
-        own = {"operations": described, "layout": self.layout, "prefix_tokens": self.prefix_tokens}
+        own = {
+            "operations": plan.described(self.operations),
+            "layout": self.layout,
+            "prefix_tokens": self.prefix_tokens,
+        }
         return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:
         """The head that `get_config` described."""
-        described = [dict(each) for each in config.pop("operations")]
-        return cls([_OPERATIONS[each.pop("kind")](**each) for each in described], **config)
+        return cls(plan.operations_of(config.pop("operations")), **config)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

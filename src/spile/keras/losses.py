@@ -23,6 +23,14 @@ def float32(value: Any) -> Any:
     return ops.cast(value, "float32")
 
 
+def gated(value: Any, opened: Any) -> Any:
+    """The same value; back through it flows exactly nothing where it is not `opened`, ``None`` being open.
+
+    A weight of 0 alone would not do: 0 times an infinite gradient is no number.
+    """
+    return value if opened is None else ops.where(opened, value, ops.stop_gradient(value))
+
+
 def mean(values: Any, weights: Any) -> Any:
     """Of the values with a weight above 0, each times it; 0 where there are none. Shapes (...) alike."""
     counted = float32(weights > 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import keras
@@ -30,7 +31,9 @@ from spile.keras.schedules import Progress, ProgressCallback, Table
 from spile.keras.targets import Batch, Stat, TargetStates
 from spile.keras.tracking import Known, logged
 from spile.keras.trees import spread, tensor_of, transform
+from spile.keras.weights import load_layers, save_layers
 from spile.resolution import Point
+from spile.supervision.heads import HeadSpec, Kept
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
 from spile.supervision.targets import MAIN, SelfDistill, term_names
 from spile.supervision.weights import Schedule, checked
@@ -76,6 +79,7 @@ class Supervised(keras.Model):
         self._before = snapshot(base, plan.example)
         self._states = TargetStates(plan, base, self.heads)
         self._main_alone = False
+        self._in_step = False
         watched = list(plan.points)
         if plan.final is not None:
             watched.append(replace(plan.final, name="@final"))
@@ -108,7 +112,8 @@ class Supervised(keras.Model):
             return SupervisedOutput(main=losses.logits_of(raw, plan.gives), aux={}, extra={"output": raw})
         output, found = self._run(given, training=training)
         raw = picked(output, plan.main)
-        features = {name: self._into_base(name, feature) for name, feature in found.items()}
+        opened = self._opened(self.progress.now()) if self._in_step else {}
+        features = {name: self._into_base(name, feature, opened) for name, feature in found.items()}
         aux, own = {}, {}
         for name, head in self.heads.items():
             feature = features[name]
@@ -127,8 +132,9 @@ class Supervised(keras.Model):
         extra = {"output": raw, "whole": output, **self._states.extras(given, features, own)}
         return SupervisedOutput(main=main, aux=aux, extra=extra)
 
-    def _into_base(self, name: str, feature: Feature) -> Feature:
+    def _into_base(self, name: str, feature: Feature, opened: Mapping[str, Any]) -> Feature:
         """A feature whose gradient is scaled on its way into the base; its value is the same."""
+        feature = feature._replace(value=losses.gated(feature.value, opened.get(name)))
         factor = self._plan.gradient
         if name == "@final" or factor == 1:
             return feature
@@ -190,13 +196,18 @@ class Supervised(keras.Model):
         training: bool,
     ) -> _Weighed:
         plan = self._plan
-        logits = {MAIN: output.main, **{name: losses.float32(each) for name, each in output.aux.items()}}
+        opened = self._opened(progress)
+        logits = {MAIN: output.main}
+        for name, each in output.aux.items():
+            logits[name] = losses.gated(losses.float32(each), opened.get(name))
         known = None
         if y["labels"] is not None:
             known = {name: losses.as_labels(y["labels"], each, plan.task) for name, each in logits.items()}
         batch = Batch(
             logits=logits,
-            extra=output.extra,
+            extra={
+                key: losses.gated(value, opened.get(_head_of(key))) for key, value in output.extra.items()
+            },
             labels=known,
             sample_weight=sample_weight,
             soft_labels=y["soft_labels"],
@@ -237,6 +248,13 @@ class Supervised(keras.Model):
                 right, count = losses.hits(logits, labels, plan.task), ops.sum(known)
                 stats[f"{name}/accuracy"] = Stat(losses.share(ops.sum(right * known), count), count)
         return terms, stats, sums
+
+    def _opened(self, progress: Any) -> dict[str, Any]:
+        """Of every head whose weight a schedule gives, whether that is above 0."""
+        if self._table is None:
+            return {}
+        now = self._table.at(progress)
+        return {name: now[i] > 0 for i, name in enumerate(self._plan.names)}
 
     def _weights(self, sums: list[Any], progress: Any) -> tuple[list[Any], list[Any]]:
         """The weights, and what each head adds to the total. Weight 0 leaves a loss out, be it infinite."""
@@ -283,6 +301,14 @@ class Supervised(keras.Model):
         else:
             callbacks = [*keras.tree.flatten(callbacks or []), own]
         return super().fit(*args, callbacks=callbacks, **kwargs)
+
+    def train_step(self, *args: Any) -> Any:
+        """As of any Keras model. Nothing flows into the base from a head of weight 0, be the head broken."""
+        self._in_step = True
+        try:
+            return super().train_step(*args)
+        finally:
+            self._in_step = False
 
     def predict_step(self, *args: Any) -> Any:
         """The main output alone, as the model itself gives it; no head is run."""
@@ -333,6 +359,21 @@ class Supervised(keras.Model):
 
         return by_layer(self.base, [MAIN, *self.heads], runtime().gradients(parts, variables))
 
+    def head_specs(self) -> dict[str, HeadSpec | None]:
+        """What each head is built of, as it is; ``None`` for one of your own."""
+        return {
+            name: Kept(head.operations) if isinstance(head, Head) else None
+            for name, head in self.heads.items()
+        }
+
+    def save_heads(self, path: Path) -> None:
+        """Write the weights of the heads alone, as safetensors."""
+        save_layers(self.heads, path)
+
+    def load_heads(self, path: Path) -> None:
+        """Put back what `save_heads` wrote, of heads that are built alike. Raises `ModelError`."""
+        load_layers(self.heads, path)
+
     def strip(self) -> keras.Model:
         """The model itself: the heads are no part of it. Twice is fine."""
         return self.base
@@ -375,6 +416,12 @@ class Supervised(keras.Model):
             read = keras.saving.deserialize_keras_object
             heads = {name: read(head) for name, head in config["heads"]}
             return cls(read(config["base"]), decoded(config["plan"]), heads, name=config["name"])
+
+
+def _head_of(key: str) -> str:
+    """Of the features of a head among the extras of a pass."""
+    kind, _, name = key.partition("/")
+    return name if kind in ("features", "own") else ""
 
 
 def _parts(y: Any) -> dict[str, Any]:

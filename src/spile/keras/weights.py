@@ -59,14 +59,7 @@ def save_weights(model: keras.Model, path: str | Path, *, keep: Collection[str] 
         for key, variable in _variables(model).items()
         if kept is None or id(variable) in kept
     }
-    unfinished = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        save_file(stored, unfinished, metadata={"format": "np"})
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"The weights cannot be written to {path}: {first_line(error)}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    _write(stored, path)
 
 
 def load_weights(model: keras.Model, path: str | Path, *, allow_missing: bool = False) -> None:
@@ -77,12 +70,27 @@ def load_weights(model: keras.Model, path: str | Path, *, allow_missing: bool = 
     """
     weights = _read(Path(path))
     own = _variables(model)
-    _check(model, own, weights, origin=str(path), allow_missing=allow_missing)
+    _check(
+        f"{type(model).__name__} {model.name!r}", own, weights, origin=str(path), allow_missing=allow_missing
+    )
     for key, value in weights.items():
         own[key].assign(value.astype(np.int32) if own[key].dtype == "int32" else value)
     for layer in names_of(model):
         if isinstance(layer, keras.layers.Normalization) and layer.built:
             layer.finalize_state()  # it computes with constants made from its weights
+
+
+def save_layers(layers: Mapping[str, keras.Layer], path: str | Path) -> None:
+    """Write the weights of some layers by the names they are given here, as `save_weights` does."""
+    _write({key: _value(variable) for key, variable in _numbered(layers).items()}, path)
+
+
+def load_layers(layers: Mapping[str, keras.Layer], path: str | Path) -> None:
+    """Put back what `save_layers` wrote. Raises `ModelError` where names or shapes differ."""
+    weights, own = _read(Path(path)), _numbered(layers)
+    _check("the layers " + ", ".join(layers), own, weights, origin=str(path), allow_missing=False)
+    for key, value in weights.items():
+        own[key].assign(value)
 
 
 def stable_paths(model: keras.Model) -> dict[keras.Layer, str]:
@@ -188,6 +196,23 @@ def _stored_as(variable: keras.Variable) -> str:
     return "int64" if variable.dtype == "int32" else str(variable.dtype)
 
 
+def _numbered(layers: Mapping[str, keras.Layer]) -> dict[str, keras.Variable]:
+    """Every weight by the name of its layer and its place in it."""
+    return {f"{name}:{i}": weight for name, layer in layers.items() for i, weight in enumerate(layer.weights)}
+
+
+def _write(stored: dict[str, Array], path: str | Path) -> None:
+    """At once or not at all."""
+    unfinished = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        save_file(stored, unfinished, metadata={"format": "np"})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"The weights cannot be written to {path}: {first_line(error)}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}")
@@ -199,7 +224,7 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _check(
-    model: keras.Model,
+    what: str,
     own: Mapping[str, keras.Variable],
     weights: Mapping[str, Array],
     *,
@@ -226,7 +251,7 @@ def _check(
         found = "; ".join(
             f"{len(keys)} {problem} ({_few(keys)})" for problem, keys in problems.items() if keys
         )
-        raise ModelError(f"The weights in {origin} do not fit {type(model).__name__} {model.name!r}: {found}")
+        raise ModelError(f"The weights in {origin} do not fit {what}: {found}")
 
 
 def _wiring(model: keras.Model, paths: Mapping[keras.Layer, str]) -> str:

@@ -49,6 +49,11 @@ class Deployed:
         classes = self.description["classes"]
         return None if classes is None else tuple(classes)
 
+    @property
+    def unit_rows(self) -> bool:
+        """Whether the head is given rows of length 1, see `spile.probing.features`."""
+        return bool(self.description.get("unit_rows", len(self.description["points"]) > 1))
+
     def features(self, data: Any) -> Array:
         """What the head is given, (n, features): the points' activations as `probing.features` joins them."""
         return np.concatenate([values for _, values in self._run(data, strict=True)])
@@ -81,7 +86,7 @@ class Deployed:
 
     def batch_features(self, batch: Batch) -> Array:
         """The same as `features` for one batch that is read already."""
-        return _features(self._engine(), batch)
+        return self._features(self._engine(), batch)
 
     def export(self, folder: str | Path, data: Any, *, formats: str | Sequence[str] = "all") -> Export:
         """Write network, pools, scaler and head as one model that needs no spile, and verify it.
@@ -117,18 +122,18 @@ class Deployed:
         for batch in reading:
             if strict and batch.skipped:
                 raise DataError(f"{batch.skipped[0].id} cannot be used: {batch.skipped[0].reason}")
-            yield batch, _features(engine, batch)
+            yield batch, self._features(engine, batch)
 
     def _engine(self) -> Engine:
         images = self.preprocessing if isinstance(self.preprocessing, ImagePreprocessing) else None
         return backend_of(self.tap.model).engine(self.tap, preprocessing=images, precision="float32")
 
-
-def _features(engine: Engine, batch: Batch) -> Array:
-    if not batch.records:
-        return np.empty((0, 0), np.float32)
-    n = len(batch.records)
-    return joined([np.asarray(values).reshape(n, -1) for values in engine(batch.inputs).values()])
+    def _features(self, engine: Engine, batch: Batch) -> Array:
+        if not batch.records:
+            return np.empty((0, 0), np.float32)
+        n = len(batch.records)
+        parts = [np.asarray(values).reshape(n, -1) for values in engine(batch.inputs).values()]
+        return joined(parts, unit_rows=self.unit_rows)
 
 
 def named(tap: Tap) -> bool:

@@ -104,7 +104,7 @@ def export(model: Deployed, folder: str | Path, data: Any, *, formats: str | Seq
 
 
 def _plain(model: Deployed) -> PlainHead:
-    return plain_head(model.head, points=len(model.description["points"]), classes=model.classes)
+    return plain_head(model.head, unit_rows=model.unit_rows, classes=model.classes)
 
 
 def _formats(formats: str | Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

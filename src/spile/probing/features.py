@@ -1,8 +1,8 @@
 """What a model is fitted on: the activations of one point, or of several side by side.
 
 Of several, each row of each point is first divided by its length, so that no layer counts for more because
-its activations are larger; a single point is taken as it is. Standardisation is part of the model that is
-fitted, since it looks at more than one row; this does not, so a row alone gives the same features.
+its activations are larger; of a single point where that is asked for. Standardisation is part of the model
+that is fitted, since it looks at more than one row; this does not, so a row alone gives the same features.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Features:
     """Reads the features of candidates for the rows of a task, each column once if memory allows."""
 
     def __init__(self, store: FeatureStore, task: Task) -> None:
-        self._store, self._rows = store, task.rows
+        self._store, self._rows, self._unit_rows = store, task.rows, task.unit_rows
         self._held: dict[str, Array] = {}
 
     def of(self, task: Task) -> Features:
@@ -48,7 +48,7 @@ class Features:
     def parts(self, candidate: Candidate, rows: Index) -> list[Array]:
         """For each point (m, d) features of ascending store `rows`, which are among those of the task."""
         at = np.searchsorted(self._rows, rows)
-        return prepared([self._column(point)[at] for point in candidate.points])
+        return prepared([self.column(point)[at] for point in candidate.points], unit_rows=self._unit_rows)
 
     def stream(
         self, candidate: Candidate, rows: Index, points: Sequence[str] | None = None
@@ -60,15 +60,16 @@ class Features:
         readers = [stream_rows(self._store[point], rows, point=point) for point in points or candidate.points]
         for pieces in zip(*readers, strict=True):
             parts = [X for _, X in pieces]
-            if len(candidate.points) > 1:
-                parts = [unit_rows(part) for part in parts]
+            if self._unit_rows or len(candidate.points) > 1:
+                parts = [unit_length(part) for part in parts]
             yield pieces[0][0], parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def widths(self, candidate: Candidate) -> list[int]:
         """The numbers of features of its points."""
         return [width(self._store.points[point]) for point in candidate.points]
 
-    def _column(self, point: str) -> Array:
+    def column(self, point: str) -> Array:
+        """The activations (n, d) of a point for the rows of the task, as they are."""
         if point in self._held:
             return self._held[point]
         X = np.concatenate([X for _, X in stream_rows(self._store[point], self._rows, point=point)])
@@ -77,18 +78,20 @@ class Features:
         return X
 
 
-def prepared(parts: Sequence[Array]) -> list[Array]:
-    """The parts (n, d) as they are fitted on: one as it is, several with rows of length 1."""
-    return list(parts) if len(parts) == 1 else [unit_rows(part) for part in parts]
+def prepared(parts: Sequence[Array], *, unit_rows: bool = False) -> list[Array]:
+    """The parts (n, d) as they are fitted on: with rows of length 1 if several, or with `unit_rows`."""
+    if len(parts) == 1 and not unit_rows:
+        return list(parts)
+    return [unit_length(part) for part in parts]
 
 
-def joined(parts: Sequence[Array]) -> Array:
+def joined(parts: Sequence[Array], *, unit_rows: bool = False) -> Array:
     """The parts prepared and side by side, (n, sum of d)."""
-    ready = prepared(parts)
+    ready = prepared(parts, unit_rows=unit_rows)
     return ready[0] if len(ready) == 1 else np.concatenate(ready, axis=1)
 
 
-def unit_rows(X: Array) -> Array:
+def unit_length(X: Array) -> Array:
     """Rows (n, d) divided by their Euclidean length, float64; a row of zeros stays one."""
     X = np.asarray(X, dtype=np.float64)  # the squares of float16 activations overflow from 256 on
     length = np.linalg.norm(X, axis=1, keepdims=True)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spile.errors import StoreError
-from spile.probing.features import Candidate, Features
+from spile.probing.features import Features
 from spile.probing.rows import Split
 from spile.probing.task import STREAM_ROWS, FeatureStore, Task
 from spile.store import Store
@@ -29,8 +29,7 @@ def warn_of_folds(store: FeatureStore, features: Features, task: Task) -> None:
     point = _point(store)
     if point is None or task.streams:
         return
-    (X,) = features.parts(Candidate((point,)), task.rows)
-    _warn(store, point, X, task.rows, task.folds[0], "another fold")
+    _warn(store, point, features.column(point), task.rows, task.folds[0], "another fold")
 
 
 def warn_of_split(store: Store, split: Split) -> None:

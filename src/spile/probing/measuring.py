@@ -120,7 +120,7 @@ def _measure(
     answers: dict[int, list[Array]] = {index: [] for index in heads}
     tasks: dict[int, Task] = {index: results[index]._task for index in heads}
     for pieces in zip(*(stream_rows(store[point], wanted, point=point) for point in points), strict=True):
-        X = joined([part for _, part in pieces])
+        X = joined([part for _, part in pieces], unit_rows=results[0]._task.unit_rows)
         for index, head in heads.items():
             mine = np.isin(wanted[pieces[0][0]], splits[index].test)
             if mine.any():

@@ -33,14 +33,14 @@ class _Raw:
     pairs: bool = False
 
 
-def plain_head(head: Any, *, points: int, classes: Sequence[Any] | None = None) -> PlainHead:
+def plain_head(head: Any, *, unit_rows: bool, classes: Sequence[Any] | None = None) -> PlainHead:
     """The head as plain arrays; it gives the probabilities that `head` gives, or else decision values.
 
-    `points` is how many points it was fitted on, `classes` its labels where it knows only their numbers.
+    `unit_rows`: it was fitted on rows of length 1. `classes` are its labels where it knows only numbers.
     Raises `ModelError` for a head that a network cannot hold.
     """
     if isinstance(head, RidgeFit):
-        return _from_ridge(head, unit_rows=points > 1)
+        return _from_ridge(head, unit_rows=unit_rows)
     if isinstance(head, Logits):
         zeros, ones = np.zeros(len(head.classes)), np.ones(len(head.classes))
         same = Linear(np.diag(ones), zeros)
@@ -52,7 +52,7 @@ def plain_head(head: Any, *, points: int, classes: Sequence[Any] | None = None) 
     own = tuple(np.asarray(model.classes_).tolist()) if hasattr(model, "classes_") else None
     mean, scale = np.asarray(scaler.mean_, np.float64), np.asarray(scaler.scale_, np.float64)
     labels = tuple(classes) if made.several and classes is not None else own
-    return replace(made, mean=mean, scale=scale, labels=labels, unit_rows=points > 1)
+    return replace(made, mean=mean, scale=scale, labels=labels, unit_rows=unit_rows)
 
 
 def _refusal(name: str) -> str:

@@ -188,7 +188,8 @@ def _samples(
     neighbors = _neighbors(store, result.points[-1], split, source, folder)
     if result.classes is None or result.several:  # a confusion is of one class with another
         return {"neighbors": neighbors}
-    features = joined([store[p].take(split.test).reshape(len(split.test), -1) for p in result.points])
+    parts = [store[p].take(split.test).reshape(len(split.test), -1) for p in result.points]
+    features = joined(parts, unit_rows=result.unit_rows)
     true, predicted = labels_of(store, split.test), np.asarray(head.predict(features))
     sure = head.predict_proba(features).max(axis=1) if hasattr(head, "predict_proba") else None
     labels = np.union1d(np.asarray(result.classes), true)

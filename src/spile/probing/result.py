@@ -134,6 +134,11 @@ class ProbeResult:
         """The points of `best`, whose features `fit` takes: prepared by `spile.probing.features.joined`."""
         return self.best.points or (self.best.point,)
 
+    @property
+    def unit_rows(self) -> bool:
+        """Whether `best` is fitted on rows of length 1."""
+        return self._task.unit_rows or len(self.points) > 1
+
     def fit(
         self,
         point: str | Sequence[str] | None = None,
@@ -179,6 +184,7 @@ class ProbeResult:
             "nested": None if self.nested is None else asdict(self.nested),
             "control": None if self.control is None else asdict(self.control),
             "combine": self.combine,
+            "unit_rows": self._task.unit_rows,
             "out_of_fold": {
                 "rows": held.rows.tolist(),
                 "true": held.true.tolist(),

@@ -290,6 +290,18 @@ def solve(Z: Float, T: Float, alpha: float) -> Float:
     return np.asarray(coef, dtype=np.float64)
 
 
+def fit_alpha(
+    folds: Sequence[Moments], alpha: float, *, classes: Array | None = None, weights: Float | None = None
+) -> RidgeFit:
+    """Fit ridge on the rows of all `folds` with a given penalty; `weights` (d,) are those of `fit_ridge`."""
+    moments = _union(folds)
+    scale, varies, xx, xy = _standardised(moments, weights)
+    xx[np.diag_indices_from(xx)] += alpha
+    coef: Float = np.asarray(np.linalg.solve(xx, xy), dtype=np.float64)
+    coef[~varies] = 0.0
+    return RidgeFit(moments.mean_x, scale, coef, moments.mean_y, alpha, classes)
+
+
 def fit_moments(
     folds: Sequence[Moments], *, classes: Array | None = None, weights: Float | None = None
 ) -> RidgeFit:
@@ -328,15 +340,10 @@ class _System:
 
     @classmethod
     def of(cls, moments: Moments, weights: Float | None = None) -> _System:
-        scale, varies = _scale(np.diagonal(moments.xx) / moments.count, moments.mean_x, moments.count)
-        if weights is not None:
-            scale = scale / weights
-        weight = varies / scale
-        xx = moments.xx * weight[:, None]
-        xx *= weight
+        scale, varies, xx, xy = _standardised(moments, weights)
         alphas = RELATIVE_ALPHAS * _positive(np.trace(xx))
         values, vectors = np.linalg.eigh(xx)
-        projected = vectors.T @ (moments.xy * weight[:, None])
+        projected = vectors.T @ xy
         return cls(moments, scale, varies, np.maximum(values, 0), vectors, projected, alphas)
 
     def coef(self, alpha: float) -> Float:
@@ -360,6 +367,19 @@ class _System:
         at_edge = _at_edge(index, len(self.alphas))
         m = self.moments
         return RidgeFit(m.mean_x, self.scale, self.coef(alpha), m.mean_y, alpha, classes, at_edge)
+
+
+def _standardised(
+    moments: Moments, weights: Float | None
+) -> tuple[Float, npt.NDArray[np.bool_], Float, Float]:
+    """The scale and which features vary, (d,) each; the normal equations (d, d) and (d, k)."""
+    scale, varies = _scale(np.diagonal(moments.xx) / moments.count, moments.mean_x, moments.count)
+    if weights is not None:
+        scale = scale / weights
+    weight = varies / scale
+    xx = moments.xx * weight[:, None]
+    xx *= weight
+    return scale, varies, xx, moments.xy * weight[:, None]
 
 
 def _union(folds: Sequence[Moments], *without: int) -> Moments:

@@ -49,6 +49,7 @@ def save_and_verify(
         "macs": max(point.macs for point in chosen),
         "params": max(point.params for point in chosen),
         "classes": None if result.classes is None else list(result.classes),
+        "unit_rows": result.unit_rows,
     }
     wanted = make_tap(
         loaded,
@@ -69,7 +70,7 @@ def save_and_verify(
                     about=about,
                     exported=exported,
                 )
-                return verified(folder, wanted, head, few, images_of(loaded))
+                return verified(folder, wanted, head, few, images_of(loaded), unit_rows=result.unit_rows)
             except (ModelError, CaptureError, AddressError) as error:
                 problem = problem or error
                 shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +79,13 @@ def save_and_verify(
 
 
 def verified(
-    folder: Path, tap: Tap, head: Any, few: Batch, images: ImagePreprocessing | None
+    folder: Path,
+    tap: Tap,
+    head: Any,
+    few: Batch,
+    images: ImagePreprocessing | None,
+    *,
+    unit_rows: bool = False,
 ) -> tuple[deployment.Deployed, Verified]:
     """The model as it is loaded back, and how far its features are off on a `few` samples.
 
@@ -86,7 +93,8 @@ def verified(
     """
     engine = backend_of(tap.model).engine(tap, preprocessing=images, precision="float32")
     found, n = engine(few.inputs), len(few.records)
-    before = joined([np.asarray(found[point.name]).reshape(n, -1) for point in tap.points])
+    parts = [np.asarray(found[point.name]).reshape(n, -1) for point in tap.points]
+    before = joined(parts, unit_rows=unit_rows)
     where = " + ".join(point.name for point in tap.points)
     deployed = deployment.load(folder, trusted=deployment.untrusted_types(folder))
     after = deployed.batch_features(few)

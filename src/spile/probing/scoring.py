@@ -21,7 +21,7 @@ from spile.probing.features import Candidate, Features
 from spile.probing.folds import Index
 from spile.probing.heads import fit_head
 from spile.probing.ridge import RidgeFit, fit_ridge, solve, standardize, targets
-from spile.probing.streaming import banded_fits, cross_fit, fit_streamed, fold_moments, held_out_rows, widened
+from spile.probing.streaming import fit_streamed, fold_fits, held_out_rows, widened
 from spile.probing.task import Estimator, Task
 
 Array = npt.NDArray[Any]
@@ -224,11 +224,8 @@ def _evaluate_stream(features: Features, candidate: Candidate, task: Task) -> Ev
     collected = _Collected(task)
     for repeat in range(len(task.folds)):
         held_out = task.folds[repeat]
-        if candidate.banded:
-            fits = banded_fits(features, candidate, task, held_out)
-        else:
-            folds = fold_moments(features, candidate, task, held_out)
-            fits = [(candidate.points, model) for model in cross_fit(folds, task)]
+        calibrate = task.scorer.needs == "probabilities"
+        fits = fold_fits(features, candidate, task, held_out, calibrate=calibrate)
         for _, at, model, X in held_out_rows(features, candidate, task, held_out, fits):
             collected.record(model, at, X, first=repeat == 0)
         for fold, (_, model) in enumerate(fits):

@@ -72,6 +72,7 @@ def probe(
     max_bytes: int | None = None,
     nested: bool | Literal["auto"] = "auto",
     control: bool = False,
+    unit_rows: bool = False,
 ) -> ProbeResult:
     """Score every point of a store by cross-validation and choose one, or a combination.
 
@@ -107,6 +108,7 @@ def probe(
         nested: Whether to estimate what choosing itself scores: the whole search again in the training rows
             of each fold. ``"auto"``: up to 500 rows.
         control: Search again with the labels shuffled; what then scores above chance is no skill.
+        unit_rows: Divide each row of single points by its length too, before they are standardised.
 
     Raises:
         ProbeError: No labels, one class, a class with one row, an unknown option, or nothing to score.
@@ -123,6 +125,7 @@ def probe(
         labels=labels,
         groups=groups,
         nested=nested,
+        unit_rows=unit_rows,
     )
     check_name(estimator, task.kind)
     limits = Limits(max_macs, max_params, max_bytes)

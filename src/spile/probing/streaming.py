@@ -23,6 +23,7 @@ from spile.probing.ridge import (
     RidgeFit,
     cross_fit_moments,
     find_temperature,
+    fit_alpha,
     fit_moments,
     targets,
 )
@@ -63,19 +64,29 @@ def cross_fit(folds: Sequence[Moments], task: Task) -> list[RidgeFit]:
     return [replace(fit, multilabel=several) for fit in cross_fit_moments(folds, classes=task.codes)]
 
 
-def banded_fits(features: Features, candidate: Candidate, task: Task, held_out: Index) -> list[Fit]:
-    """For each fold the fit on all others with a penalty a layer, in class numbers."""
-    made: dict[tuple[str, ...], list[Moments]] = {}
-    fits = []
-    for fold in range(int(held_out.max()) + 1):
-        points, weights = _weighted(features, candidate, task, np.flatnonzero(held_out != fold))
-        if points not in made:
-            made.clear()  # the moments of one set of layers at a time
-            made[points] = fold_moments(features, candidate, task, held_out, points)
-        others = [moments for k, moments in enumerate(made[points]) if k != fold]
-        fit = fit_moments(others, classes=task.codes, weights=weights)
-        fits.append((points, replace(fit, multilabel=task.kind == "multilabel")))
-    return fits
+def fold_fits(
+    features: Features, candidate: Candidate, task: Task, held_out: Index, *, calibrate: bool = False
+) -> list[Fit]:
+    """For each fold the fit on all others, in class numbers.
+
+    With `calibrate` each has a temperature: that of a model with its penalty fitted without the next fold as
+    well, on the rows of that fold. Held-out rows leave no trace in it.
+    """
+    fits: list[Fit] = []
+    inner: list[Fit] = []
+    for fold, (points, model, folds, weights) in enumerate(_fits(features, candidate, task, held_out)):
+        fits.append((points, model))
+        if calibrate:
+            inner.append((points, _without_next(folds, fold, model, task, weights)))
+    if not calibrate:
+        return fits
+    chosen = np.where(_calibrating(task), (held_out - 1) % len(fits), -1)
+    values, T = _held_out_values(features, candidate, task, chosen, inner)
+    several = task.kind == "multilabel"
+    return [
+        (points, replace(model, temperature=find_temperature(values[at], T[at], multilabel=several)))
+        for (points, model), at in zip(fits, (chosen == fold for fold in range(len(fits))), strict=True)
+    ]
 
 
 def held_out_rows(
@@ -97,6 +108,7 @@ def fit_streamed(features: Features, candidate: Candidate, task: Task, *, calibr
     """The fit on all rows of the task, for the features of all points of the candidate."""
     held_out = task.folds[0]
     several = task.kind == "multilabel"
+    calibrate = calibrate or task.scorer.needs == "probabilities"
     if candidate.banded:
         points, weights = _weighted(features, candidate, task, np.arange(len(task.rows)))
         folds = fold_moments(features, candidate, task, held_out, points)
@@ -109,7 +121,7 @@ def fit_streamed(features: Features, candidate: Candidate, task: Task, *, calibr
     if not calibrate or task.codes is None:
         return fit
     if candidate.banded:
-        fits = banded_fits(features, candidate, task, held_out)
+        fits = fold_fits(features, candidate, task, held_out)
     else:
         fits = [(candidate.points, model) for model in cross_fit(folds, task)]
     return replace(fit, temperature=_temperature(features, candidate, task, fits))
@@ -122,6 +134,36 @@ def widened(fit: RidgeFit, widths: Sequence[int], taken: Array) -> RidgeFit:
     mean, scale = np.zeros(len(kept)), np.ones(len(kept))
     coef[kept], mean[kept], scale[kept] = fit.coef, fit.mean, fit.scale
     return replace(fit, coef=coef, mean=mean, scale=scale)
+
+
+def _fits(
+    features: Features, candidate: Candidate, task: Task, held_out: Index
+) -> Iterator[tuple[tuple[str, ...], RidgeFit, list[Moments], Array | None]]:
+    """For each fold the points, the fit on all others, the moments of all folds and the weights."""
+    if not candidate.banded:
+        folds = fold_moments(features, candidate, task, held_out)
+        yield from ((candidate.points, model, folds, None) for model in cross_fit(folds, task))
+        return
+    made: dict[tuple[str, ...], list[Moments]] = {}
+    for fold in range(int(held_out.max()) + 1):
+        points, weights = _weighted(features, candidate, task, np.flatnonzero(held_out != fold))
+        if points not in made:
+            made.clear()  # the moments of one set of layers at a time
+            made[points] = fold_moments(features, candidate, task, held_out, points)
+        others = [moments for k, moments in enumerate(made[points]) if k != fold]
+        fit = fit_moments(others, classes=task.codes, weights=weights)
+        yield points, replace(fit, multilabel=task.kind == "multilabel"), made[points], weights
+
+
+def _without_next(
+    folds: Sequence[Moments], fold: int, fit: RidgeFit, task: Task, weights: Array | None
+) -> RidgeFit:
+    """What `fit`, on all but the fold, is without the next fold as well: penalties go with the rows."""
+    others = [moments for k, moments in enumerate(folds) if k != fold]
+    kept = [moments for k, moments in enumerate(folds) if k not in (fold, (fold + 1) % len(folds))]
+    share = sum(moments.count for moments in kept) / sum(moments.count for moments in others)
+    inner = fit_alpha(kept, fit.alpha * share, classes=task.codes, weights=weights)
+    return replace(inner, multilabel=fit.multilabel)
 
 
 def _weighted(
@@ -145,12 +187,25 @@ def _weighted(
 
 def _temperature(features: Features, candidate: Candidate, task: Task, fits: Sequence[Fit]) -> float:
     """Found on rows that models fitted on the other folds have not seen."""
-    step = -(-len(task.rows) // _CALIBRATION_ROWS)
-    chosen = np.full(len(task.rows), -1, dtype=np.intp)
-    chosen[::step] = task.folds[0][::step]
-    T = targets(task.y, task.codes)
-    values = np.empty(T.shape)
-    for _, at, model, X in held_out_rows(features, candidate, task, chosen, fits):
-        values[at] = model.decision_function(X).reshape(len(at), T.shape[1])
+    chosen = np.where(_calibrating(task), task.folds[0], -1)
+    values, T = _held_out_values(features, candidate, task, chosen, fits)
     kept = chosen >= 0
     return find_temperature(values[kept], T[kept], multilabel=task.kind == "multilabel")
+
+
+def _calibrating(task: Task) -> Array:
+    """(n,) which rows a temperature is found from, evenly spaced."""
+    step = -(-len(task.rows) // _CALIBRATION_ROWS)
+    at: Array = np.arange(len(task.rows)) % step == 0
+    return at
+
+
+def _held_out_values(
+    features: Features, candidate: Candidate, task: Task, chosen: Index, fits: Sequence[Fit]
+) -> tuple[Array, Array]:
+    """(n, k) decision values of the model that each row is `chosen` for, and targets; -1 is for none."""
+    T = targets(task.y, task.codes)
+    values = np.zeros(T.shape)
+    for _, at, model, X in held_out_rows(features, candidate, task, chosen, fits):
+        values[at] = model.decision_function(X).reshape(len(at), T.shape[1])
+    return values, T

@@ -97,6 +97,8 @@ class Task:
     """(repeats, n) the fold in which each row is held out."""
     inner: tuple[Index, ...] = ()
     """For each fold of the first repeat, the (repeats, m) folds of its training rows; or empty."""
+    unit_rows: bool = False
+    """Rows of single points are divided by their length too, see `spile.probing.features`."""
 
     def inside(self, fold: int) -> Task:
         """The same asked of the training rows of one fold of the first repeat, with folds of their own."""
@@ -150,6 +152,7 @@ def make_task(
     labels: Sequence[Any] | Array | None = None,
     groups: Sequence[Any] | Array | None = None,
     nested: bool | Literal["auto"] = "auto",
+    unit_rows: bool = False,
 ) -> Task:
     """Settle rows, labels, metric and folds; `groups` take the place of the store's.
 
@@ -182,7 +185,7 @@ def make_task(
     inner: tuple[Index, ...] = ()
     if nested is True or (nested == "auto" and len(y) <= NESTED_ROWS):
         inner = _inner_folds(y, folds, cv=cv, seed=seed, groups=codes, stratify=stratify)
-    task = Task(positions, y, classes, kind, estimator, scorer, folds, inner)
+    task = Task(positions, y, classes, kind, estimator, scorer, folds, inner, unit_rows)
     if task.streams and task.n_folds < 3:
         raise ProbeError(
             f"more than {STREAM_ROWS:,} rows need three folds or more, not {task.n_folds}. Type: cv=5"

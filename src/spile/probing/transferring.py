@@ -90,6 +90,7 @@ def transfer(
     max_params: int | None = None,
     max_bytes: int | None = None,
     nested: bool | Literal["auto"] = "auto",
+    unit_rows: bool = False,
     shots: int | Sequence[int] | None = None,
     seeds: int = 1,
     group_duplicates: bool = False,
@@ -126,6 +127,7 @@ def transfer(
         max_params: limit of parameters.
         max_bytes: limit of the size of the weights.
         nested: whether to estimate the score of choosing.
+        unit_rows: divide each row of single layers by its length too, see `spile.probe`.
         shots: use only so many labels of every class for choosing and fitting; the rest measures. Several
             numbers give a learning curve; the model is of the largest.
         seeds: repeat the choice of training rows so often; the report lists them, the first makes the model.
@@ -190,6 +192,7 @@ def transfer(
                 max_params=max_params,
                 max_bytes=max_bytes,
                 nested=nested if index == 0 else False,
+                unit_rows=unit_rows,
             )
             for index, (split, (_, seed)) in enumerate(zip(splits, draws, strict=True))
         ]

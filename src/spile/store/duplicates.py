@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -118,6 +118,10 @@ class Duplicates:
 def near_pairs(rows: Rows, *, radius: float | None = None, seed: int = 0) -> Pairs:
     """Every pair of rows nearer than `radius`, by default `RATIO` of the median distance to a nearest row.
 
+    By default their Euclidean distance must be as small too, by the same share of its own median. Where one
+    direction takes most of the spread, as in untrained networks, rows far out in it have nearly one angle,
+    and differ all the same.
+
     Unit rows are projected onto `_AXES` orthonormal axes, which makes no distance larger: near rows stay so.
     Those pairs are found by products of narrow float32 tiles, and each is then measured in full.
     Three passes over the rows; memory holds their projections and a few blocks, time goes with the square of
@@ -128,12 +132,14 @@ def near_pairs(rows: Rows, *, radius: float | None = None, seed: int = 0) -> Pai
         return Pairs(np.empty((0, 2), np.int64), np.empty(0), 0.0, 0.0, True)
     mean = sum(_flat(block).sum(axis=0) for block in _blocks(rows)) / n
     drawn = np.sort(np.random.default_rng(seed).choice(n, min(n, _QUERIES), replace=False))
-    queries = unit_rows(_flat(rows.take(drawn)) - mean)
-    axes = _axes(queries)
-    places, nearest = _look(rows, mean, drawn, queries, axes)
-    typical = float(np.median(nearest))
-    wanted = max(_FLOOR, RATIO * typical) if radius is None else radius
-    found, distances, complete = _search(rows, mean, places, wanted)
+    queries = _flat(rows.take(drawn)) - mean
+    look = _look(rows, mean, drawn, queries, _axes(unit_rows(queries)))
+    typical = float(np.median(look.nearest))
+    wanted, gap = radius, np.inf
+    if wanted is None:
+        wanted = max(_FLOOR, RATIO * typical)
+        gap = max(4 * _FLOOR * look.spread, RATIO * float(np.median(look.gaps)))
+    found, distances, complete = _search(rows, mean, look.places, wanted, gap)
     order = np.lexsort((*found.T[::-1], distances))
     return Pairs(found[order], distances[order], wanted, typical, complete)
 
@@ -186,19 +192,35 @@ def _axes(queries: Values) -> Values:
     return axes
 
 
-def _look(rows: Rows, mean: Values, drawn: Values, queries: Values, axes: Values) -> tuple[Values, Values]:
-    """(n, k) places of the unit rows on the axes; (q,) the distance of each query to another row."""
-    places, start = [], 0
-    nearest = np.full(len(queries), np.inf)
+class _Look(NamedTuple):
+    """What one pass over the rows tells."""
+
+    places: Values
+    """(n, k): the unit rows on the axes."""
+    nearest: Values
+    """(q,) the distance of each query to another row."""
+    gaps: Values
+    """(q,) half the squared Euclidean distance of each query to another row."""
+    spread: float
+    """Half the mean squared length of the rows."""
+
+
+def _look(rows: Rows, mean: Values, drawn: Values, queries: Values, axes: Values) -> _Look:
+    places, start, spread = [], 0, 0.0
+    directions, lengths = unit_rows(queries), np.square(queries).sum(axis=1) / 2
+    nearest, gaps = np.full(len(queries), np.inf), np.full(len(queries), np.inf)
     for batch in _blocks(rows):
-        unit = unit_rows(_flat(batch) - mean)
+        centred = _flat(batch) - mean
+        unit, squares = unit_rows(centred), np.square(centred).sum(axis=1) / 2
         places.append(unit @ axes)
-        distances = 1 - queries @ unit.T
+        distances = 1 - directions @ unit.T
+        apart = lengths[:, None] + squares - queries @ centred.T
         own = np.flatnonzero((drawn >= start) & (drawn < start + len(unit)))
-        distances[own, drawn[own] - start] = np.inf
-        nearest = np.minimum(nearest, distances.min(axis=1))
+        distances[own, drawn[own] - start] = apart[own, drawn[own] - start] = np.inf
+        nearest, gaps = np.minimum(nearest, distances.min(axis=1)), np.minimum(gaps, apart.min(axis=1))
+        spread += float(squares.sum())
         start += len(unit)
-    return np.concatenate(places), np.maximum(nearest, 0.0)
+    return _Look(np.concatenate(places), np.maximum(nearest, 0.0), np.maximum(gaps, 0.0), spread / start)
 
 
 def _blocks(rows: Rows) -> Iterator[Values]:
@@ -208,13 +230,15 @@ def _blocks(rows: Rows) -> Iterator[Values]:
             yield batch[start : start + _BLOCK_ROWS]
 
 
-def _search(rows: Rows, mean: Values, places: Values, radius: float) -> tuple[Values, Values, bool]:
+def _search(
+    rows: Rows, mean: Values, places: Values, radius: float, gap: float
+) -> tuple[Values, Values, bool]:
     """Pairs (m, 2), their distances (m,), and whether these are all."""
     kept: list[tuple[Values, Values]] = []
     total = 0
     for pairs in _chunks(_candidates(places, radius), size=max(1, _CHECKED_BYTES // (16 * len(mean)))):
-        distances = _distances(rows, mean, pairs)
-        close = distances <= radius
+        distances, gaps = _distances(rows, mean, pairs)
+        close = (distances <= radius) & (gaps <= gap)
         kept.append((pairs[close], distances[close]))
         total += int(close.sum())
         if total >= _MOST_PAIRS:
@@ -252,13 +276,16 @@ def _chunks(parts: Iterable[Values], *, size: int) -> Iterator[Values]:
         yield held
 
 
-def _distances(rows: Rows, mean: Values, pairs: Values) -> Values:
-    """(m,) ``1 - cos`` by the difference of unit rows, which loses no digits where they are near."""
+def _distances(rows: Rows, mean: Values, pairs: Values) -> tuple[Values, Values]:
+    """(m,) ``1 - cos``, and half the squared distance; by differences, which lose no digits of near rows."""
     used, at = np.unique(pairs, return_inverse=True)
-    unit = unit_rows(_flat(rows.take(used)) - mean)
+    centred = _flat(rows.take(used)) - mean
     at = at.reshape(pairs.shape)
-    distances: Values = np.square(unit[at[:, 0]] - unit[at[:, 1]]).sum(axis=1) / 2
-    return distances
+    found = (
+        np.square(values[at[:, 0]] - values[at[:, 1]]).sum(axis=1) / 2
+        for values in (unit_rows(centred), centred)
+    )
+    return next(found), next(found)
 
 
 def _joined(kept: list[tuple[Values, Values]]) -> tuple[Values, Values]:

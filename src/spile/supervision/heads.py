@@ -172,6 +172,19 @@ class Flatten(HeadSpec):
         return Pooling("flatten"), Dense(features.numbers, outputs)
 
 
+@dataclass(frozen=True)
+class Kept(HeadSpec):
+    """A head as it was, whatever the network: how heads of a run are built again."""
+
+    built: tuple[Operation, ...]
+
+    def operations(
+        self, features: Features, *, outputs: int, final: Features, base_params: int
+    ) -> tuple[Operation, ...]:
+        """What it consisted of."""
+        return self.built
+
+
 NAMES: Mapping[str, HeadSpec] = {
     "linear": Linear(),
     "bottleneck": Bottleneck(),

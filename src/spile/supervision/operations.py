@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal, get_args
 
+from spile.errors import SupervisionError
 from spile.resolution import Point
 
 EPSILON = 1e-5
@@ -140,3 +142,19 @@ def macs(operations: tuple[Operation, ...], features: Features) -> int:
         elif isinstance(operation, Dense):
             total += operation.inputs * operation.outputs
     return total
+
+
+def described(operations: Sequence[Operation]) -> list[dict[str, Any]]:
+    """As plain data."""
+    return [{"kind": type(each).__name__, **asdict(each)} for each in operations]
+
+
+def operations_of(described: Sequence[Mapping[str, Any]]) -> tuple[Operation, ...]:
+    """What `described` made plain. Raises `SupervisionError` for what no operation is."""
+    kinds = {kind.__name__: kind for kind in get_args(Operation)}
+    try:
+        return tuple(
+            kinds[each["kind"]](**{k: v for k, v in each.items() if k != "kind"}) for each in described
+        )
+    except (KeyError, TypeError) as error:
+        raise SupervisionError(f"{described!r} are no operations of a head ({error})") from error

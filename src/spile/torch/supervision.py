@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from spile.errors import SupervisionError
 from spile.observation import Observation
 from spile.resolution import Point, resolve
 from spile.structure import last_features
-from spile.supervision.heads import heads_of
+from spile.supervision.heads import HeadSpec, Kept, heads_of
 from spile.supervision.operations import Features
 from spile.supervision.placement import final_features
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
@@ -27,13 +28,14 @@ from spile.supervision.targets import checked_task, targets_of
 from spile.supervision.weights import Aggregated, Uncertainty
 from spile.torch.certificates import Twin
 from spile.torch.gradients import scaled
-from spile.torch.heads import Head, Heads, build, canonical
+from spile.torch.heads import Head, Heads, Recipe, build, canonical
 from spile.torch.observing import observe
 from spile.torch.references import Given, logits_of
 from spile.torch.steps import ADVICE, Steps
 from spile.torch.taps import Tap, prefix_tokens_at
 from spile.torch.terms import FINAL, Terms
 from spile.torch.trees import device_of, inputs_of, unwrap
+from spile.torch.weights import load_weights, save_weights
 
 
 class Supervised(nn.Module):
@@ -202,6 +204,19 @@ class Supervised(nn.Module):
         from spile.torch.diagnosing import diagnose
 
         return diagnose(self, inputs, labels, progress=progress, ids=ids, soft_labels=soft_labels)
+
+    def head_specs(self) -> dict[str, HeadSpec | None]:
+        """What each head is built of, as it is; ``None`` for one of your own."""
+        recipes: dict[str, Recipe | None] = {name: head.recipe for name, head in self.heads.items()}
+        return {name: None if recipe is None else Kept(recipe.operations) for name, recipe in recipes.items()}
+
+    def save_heads(self, path: Path) -> None:
+        """Write the weights of the heads alone, as safetensors."""
+        save_weights(self.heads, path)
+
+    def load_heads(self, path: Path) -> None:
+        """Put back what `save_heads` wrote, of heads that are built alike. Raises `ModelError`."""
+        load_weights(self.heads, path)
 
     def strip(self) -> nn.Module:
         """Take the heads' hooks off and give the model back, the same object. Twice is fine."""

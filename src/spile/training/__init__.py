@@ -5,7 +5,17 @@ print(spile.compare(recipe, replace(recipe, supervise=spile.Supervision()), seed
 """
 
 from spile.training.comparing import Comparison, compare
+from spile.training.heads import load_supervised
 from spile.training.recipe import Augmentation, Recipe, Supervision
 from spile.training.running import TrainRun, train
 
-__all__ = ["Augmentation", "Comparison", "Recipe", "Supervision", "TrainRun", "compare", "train"]
+__all__ = [
+    "Augmentation",
+    "Comparison",
+    "Recipe",
+    "Supervision",
+    "TrainRun",
+    "compare",
+    "load_supervised",
+    "train",
+]

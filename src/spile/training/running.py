@@ -19,6 +19,7 @@ from spile.preprocessing import ImagePreprocessing
 from spile.reporting import write_report
 from spile.training.augmenting import Read, augmented
 from spile.training.building import Built, build, load
+from spile.training.heads import save_heads
 from spile.training.recipe import Recipe, checked_options
 from spile.training.record import known, write_record
 from spile.training.rows import Reader, TrainingRows, choose_rows, open_rows
@@ -46,7 +47,7 @@ class TrainRun:
     """Why the run cannot be loaded, but for its weights: `spile.load`, ``-m RUN``. Empty where it can."""
     report: Path
     loaded: LoadedModel = field(repr=False)
-    """The model with its preprocessing."""
+    """The model with its preprocessing. The heads it was trained with: `spile.load_supervised`."""
 
     @property
     def accuracy(self) -> float | None:
@@ -137,6 +138,14 @@ def train(
     if built.supervised is not None:
         built.supervised.strip()
     weights, problem = save(folder, built.loaded, classes=rows.classes, main=recipe.main, source=source)
+    if built.supervised is not None:
+        save_heads(
+            weights.parent,
+            built.supervised,
+            example=built.example,
+            classes=len(rows.classes),
+            main=recipe.main,
+        )
     if problem:
         warnings.warn(f"{folder} can be used through its weights alone, {weights}: {problem}", stacklevel=2)
     return TrainRun(

@@ -114,6 +114,7 @@ def _last(model: keras.Model) -> str:
 
 
 @pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore:.*near-duplicate")  # untrained, it tells nothing apart
 def test_a_reference_becomes_its_name_and_the_weights_that_are_needed(tmp_path: Path) -> None:
     loaded = spile.load_model("keras:MobileNetV2", pretrained=False, input_size=32)
 
@@ -125,6 +126,7 @@ def test_a_reference_becomes_its_name_and_the_weights_that_are_needed(tmp_path: 
 
 
 @pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore:.*near-duplicate")  # untrained, it tells nothing apart
 def test_names_that_keras_makes_up_are_not_kept_as_a_reference(tmp_path: Path) -> None:
     """The activations of MobileNetV3 are called ``re_lu_3`` or otherwise, as others came before."""
     loaded = spile.load_model("keras:MobileNetV3Small", pretrained=False, input_size=32)

@@ -7,7 +7,7 @@ Images are a batch in the framework's own type and order of axes; masks are NumP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
@@ -47,6 +47,14 @@ class Canvas(Protocol):
 
     def joined(self, images: Sequence[Any], like: Any) -> Any:
         """The batch again, of the type of `like`."""
+        ...
+
+    def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """One image, perhaps of Pillow, as `split` gives them, and what makes it again what it was."""
+        ...
+
+    def shared_number(self) -> Any:
+        """One whole number, 0, that worker processes of the framework's loader see change: ``number[0]``."""
         ...
 
     def steps(self, operation: Any) -> list[Any]:

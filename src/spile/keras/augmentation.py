@@ -5,13 +5,14 @@ Operations run on Keras' backend; between them pixels are NumPy arrays, as a dat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image
 
 from spile.augmentation.boxes import Box
 from spile.augmentation.canvas import Array, Operated
@@ -58,6 +59,23 @@ class KerasCanvas:
         if is_tensor(like):
             return ops.convert_to_tensor(batch, dtype=keras.backend.standardize_dtype(like.dtype))
         return batch.astype(like.dtype)
+
+    def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """One image as an array (height, width, channels), and the way back."""
+        if isinstance(image, Image.Image):
+            pixels = np.asarray(image)
+            grey = pixels.ndim == 2
+            return pixels[:, :, None] if grey else pixels, lambda made: Image.fromarray(
+                np.squeeze(made) if grey else made
+            )
+        if is_tensor(image):
+            dtype = keras.backend.standardize_dtype(image.dtype)
+            return self.array(image), lambda made: ops.convert_to_tensor(made, dtype=dtype)
+        return np.asarray(image), lambda made: made
+
+    def shared_number(self) -> Any:
+        """Keras' workers are threads."""
+        return [0]
 
     def steps(self, operation: Any) -> list[Any]:
         """A pipeline's layers one by one."""

@@ -62,7 +62,8 @@ def preview(
         made, policy_named(policy, canvas), seed=seed, maps=maps, framework=made.framework, classes=samples
     )
     ids, pixels = _chosen(data, loaded.preprocessing, samples)
-    labels, epochs = np.arange(len(ids)), (epoch, epoch + 1)
+    labels = np.eye(len(ids), dtype=np.float32) if augmenter.mixes else None
+    epochs = (epoch, epoch + 1)
     rows, shares, cells = pictures.rows_of(augmenter, ids, pixels, labels, epochs=epochs)
     titles = ("image", f"map at {at}", "bands", f"{policy}, epoch {epoch}", f"{policy}, epoch {epoch + 1}")
     path = Path(out)

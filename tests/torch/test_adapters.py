@@ -183,3 +183,20 @@ def test_what_does_not_say_where_pixels_go_is_for_pasting_back(library: str) -> 
         kept = augmenter(KeepSalient(made["flip"], QUARTER, soft=False))(images, ids=IDS).images
     assert torch.equal(kept[:, :, :16, :16], images[:, :, :16, :16])
     assert not torch.equal(kept, images)
+
+
+def test_kornia_leaves_points_behind_under_some_operations() -> None:
+    K = pytest.importorskip("kornia.augmentation")
+    images = pictures()[:1]
+    points = [{"points": tv_tensors.KeyPoints([[2, 5]], canvas_size=(SIDE, SIDE))}]
+    with pytest.raises(
+        AugmentationError, match="leaves boxes and keypoints where they are under RandomElastic"
+    ):
+        augmenter(Inside(K.RandomElasticTransform(p=1.0)))(images, ids=["a"], targets=points)
+    with pytest.raises(AugmentationError, match="RandomThinPlateSpline does not say where it moves pixels"):
+        augmenter(Inside(K.RandomThinPlateSpline(p=1.0)))(images, ids=["a"])
+    erased = augmenter(Inside(K.RandomErasing((0.5, 0.6), p=1.0), QUARTER, soft=False))(
+        images, ids=["a"]
+    ).images
+    assert torch.equal(erased[:, :, 16:], images[:, :, 16:])  # its own mask is not taken for a movement
+    assert not torch.equal(erased, images)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy.typing as npt
 
 from spile.augmentation.boxes import Box
+from spile.errors import AugmentationError
 
 Array = npt.NDArray[Any]
 
@@ -115,3 +116,18 @@ class Canvas(Protocol):
     def stacked(self, images: Sequence[Any]) -> Any:
         """A batch of single images."""
         ...
+
+
+def not_images(who: str, takes: str, value: Any) -> AugmentationError:
+    """For what is no batch of images."""
+    shape = list(getattr(value, "shape", []))
+    return AugmentationError(f"a {who} takes {takes}, not {type(value).__name__} {shape}")
+
+
+def check_same_size(made: Any, image: Any) -> None:
+    """Raise `AugmentationError` where an operation gave an image of another shape."""
+    if tuple(made.shape) != tuple(image.shape):
+        raise AugmentationError(
+            f"an operation made {list(made.shape)} of an image of {list(image.shape)}: give operations that "
+            "keep the size"
+        )

@@ -180,3 +180,13 @@ def watched_point(point: Point, settings: GuideSettings) -> Point:
             f"kept maps are of the output of a layer that runs once, not of {point.name}: name one such layer"
         )
     return point
+
+
+def needed_preprocessing(settings: GuideSettings, reference: str) -> ImagePreprocessing:
+    """A guide's own. Raises `AugmentationError` where it is not known; `reference` is one that brings it."""
+    if settings.preprocessing is None:
+        raise AugmentationError(
+            "the guide's preprocessing is not known, as it is a bare model object: write preprocessing="
+            f"spile.ImagePreprocessing(...), give a reference such as {reference!r}, or given='ready'"
+        )
+    return settings.preprocessing

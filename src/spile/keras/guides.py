@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from spile.augmentation import reductions
+from spile.augmentation.canvas import not_images
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps, maps_of
 from spile.augmentation.settings import (
@@ -16,10 +17,10 @@ from spile.augmentation.settings import (
     Meaning,
     checked_grid,
     fingerprint,
+    needed_preprocessing,
     only_point,
     seen_size,
 )
-from spile.errors import AugmentationError
 from spile.keras import attributing
 from spile.keras.placing import grid_of
 from spile.keras.runtime import runtime
@@ -79,25 +80,18 @@ class Guide:
         """The images as the guide takes them: its own preprocessing and resolution."""
         pixels = tensor_of(images) if is_tensor(images) or isinstance(images, np.ndarray) else None
         if pixels is None or len(pixels.shape) != 4:
-            raise AugmentationError(
-                "a Keras guide takes arrays or tensors (n, height, width, channels), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("Keras guide", "arrays or tensors (n, height, width, channels)", images)
         asked = self.settings
         whole = keras.backend.standardize_dtype(pixels.dtype) == "uint8"
         if self._meaning is None and not whole:
             return _oriented(self._resized(pixels))
-        if asked.preprocessing is None:
-            raise AugmentationError(
-                "the guide's preprocessing is not known, as it is a bare model object: write preprocessing="
-                "spile.ImagePreprocessing(...), give a reference such as 'keras:VGG16', or given='ready'"
-            )
+        preprocessing = needed_preprocessing(asked, "keras:VGG16")
         values = ops.cast(pixels, "float32")
         if not whole and self._meaning is not None:
             self._meaning.check(float(ops.min(values)), float(ops.max(values)))
             values = values * _channels(self._meaning.factor) + _channels(self._meaning.shift)
             values = ops.flip(values, axis=-1) if self._meaning.bgr else values
-        return _oriented(_normalised(self._resized(values), asked.preprocessing))
+        return _oriented(_normalised(self._resized(values), preprocessing))
 
     def _resized(self, pixels: Any) -> Any:
         have = int(pixels.shape[1]), int(pixels.shape[2])

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated
+from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 
@@ -28,10 +28,7 @@ class TorchCanvas:
     def size(self, images: Any) -> tuple[int, int]:
         """Height and width of every image."""
         if not isinstance(images, Tensor) or images.ndim != 4:
-            raise AugmentationError(
-                "a PyTorch augmenter takes tensors (n, channels, height, width), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("PyTorch augmenter", "tensors (n, channels, height, width)", images)
         return int(images.shape[2]), int(images.shape[3])
 
     def count(self, images: Any) -> int:
@@ -44,12 +41,8 @@ class TorchCanvas:
 
     def joined(self, images: Sequence[Any], like: Any) -> Any:
         """The batch again."""
-        wrong = next((image for image in images if image.shape != like.shape[1:]), None)
-        if wrong is not None:
-            raise AugmentationError(
-                f"an operation made {list(wrong.shape)} of an image of {list(like.shape[1:])}: give "
-                "operations that keep the size"
-            )
+        for image in images:
+            check_same_size(image, like[0])
         return torch.stack([image.to(like.dtype) for image in images]) if images else like
 
     def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -119,11 +112,7 @@ class TorchCanvas:
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""
-        if other.shape != image.shape:
-            raise AugmentationError(
-                f"an operation made {list(other.shape)} of an image of {list(image.shape)}: give "
-                "operations that keep the size"
-            )
+        check_same_size(other, image)
         weight = torch.as_tensor(mask, device=image.device, dtype=torch.float32)[None]
         blend = torch.lerp(image.float(), other.float(), weight.expand(image.shape))
         return (

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spile.augmentation import reductions
+from spile.augmentation.canvas import not_images
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps, maps_of
 from spile.augmentation.settings import (
@@ -16,10 +17,10 @@ from spile.augmentation.settings import (
     Meaning,
     checked_grid,
     fingerprint,
+    needed_preprocessing,
     only_point,
     seen_size,
 )
-from spile.errors import AugmentationError
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import Point
 from spile.torch import attributing
@@ -76,26 +77,19 @@ class Guide:
     def ready(self, images: Any) -> Tensor:
         """The images as the guide takes them: its own preprocessing and resolution."""
         if not isinstance(images, Tensor) or images.ndim != 4:
-            raise AugmentationError(
-                "a PyTorch guide takes tensors (n, channels, height, width), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("PyTorch guide", "tensors (n, channels, height, width)", images)
         device = device_of(self.model)
         asked = self.settings
         pixels = images.detach().to(device)
         if self._meaning is None and pixels.dtype != torch.uint8:
             return self._resized(pixels)
-        if asked.preprocessing is None:
-            raise AugmentationError(
-                "the guide's preprocessing is not known, as it is a bare model object: write preprocessing="
-                "spile.ImagePreprocessing(...), give a reference such as 'timm:resnet18', or given='ready'"
-            )
+        preprocessing = needed_preprocessing(asked, "timm:resnet18")
         if pixels.dtype != torch.uint8 and self._meaning is not None:
             self._meaning.check(float(pixels.min()), float(pixels.max()))
             pixels = pixels.float() * _channels(self._meaning.factor, device)
             pixels = pixels + _channels(self._meaning.shift, device)
             pixels = pixels.flip(1) if self._meaning.bgr else pixels
-        return _normalised(self._resized(pixels.float()), asked.preprocessing)
+        return _normalised(self._resized(pixels.float()), preprocessing)
 
     def _resized(self, pixels: Tensor) -> Tensor:
         wanted = seen_size(self.settings.resolution, (int(pixels.shape[-2]), int(pixels.shape[-1])))

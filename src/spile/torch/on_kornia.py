@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from kornia.augmentation import AugmentationSequential, ImageSequential
-from kornia.augmentation.base import _AugmentationBase
+from kornia.augmentation import (
+    AugmentationSequential,
+    GeometricAugmentationBase2D,
+    ImageSequential,
+    IntensityAugmentationBase2D,
+    RigidAffineAugmentationBase2D,
+)
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
@@ -28,19 +33,26 @@ def steps(operation: Any) -> list[Any]:
 
 def changed(operation: Any, image: Tensor, planes: Tensor, targets: Any) -> tuple[Tensor, Tensor, Any]:
     """The image, the planes (k, height, width) and the targets afterwards; random numbers are PyTorch's."""
-    if not isinstance(operation, _AugmentationBase):
-        raise AugmentationError(
-            f"{type(operation).__name__} does not say where it moves pixels to: use it in "
-            "spile.augmentation.KeepSalient, which pastes the region back"
-        )
+    if isinstance(operation, IntensityAugmentationBase2D):  # RandomErasing would erase masks
+        return repainted(operation, image), planes, targets
+    if not isinstance(operation, GeometricAugmentationBase2D):
+        raise _unknown(operation)
     kinds, values, names = ["input", "mask"], [_as_float(image), planes[None]], []
     for name, value in (targets or {}).items():
         if isinstance(value, tv_tensors.TVTensor):
             kind, given = _as_kornia(value)
+            if kind != "mask" and not isinstance(operation, RigidAffineAugmentationBase2D):
+                raise AugmentationError(
+                    f"Kornia leaves boxes and keypoints where they are under {type(operation).__name__}: "
+                    "take another operation, or pass none"
+                )
             kinds.append(kind)
             values.append(given)
             names.append(name)
-    done = AugmentationSequential(operation, data_keys=kinds)(*values)
+    try:
+        done = AugmentationSequential(operation, data_keys=kinds)(*values)
+    except NotImplementedError as error:  # of masks under some
+        raise _unknown(operation) from error
     moved = dict(targets) if targets is not None else None
     for name, value in zip(names, done[2:], strict=True):
         assert moved is not None
@@ -51,6 +63,13 @@ def changed(operation: Any, image: Tensor, planes: Tensor, targets: Any) -> tupl
 def repainted(operation: Any, image: Tensor) -> Tensor:
     """The image alone afterwards."""
     return _as_before(operation(_as_float(image)), image)
+
+
+def _unknown(operation: Any) -> AugmentationError:
+    return AugmentationError(
+        f"{type(operation).__name__} does not say where it moves pixels to: use it in "
+        "spile.augmentation.KeepSalient, which pastes the region back"
+    )
 
 
 def _as_float(image: Tensor) -> Tensor:

@@ -147,6 +147,9 @@ Take = Callable[[Any, tuple[int, ...], Any], None]
 class Kept(Protocol):
     """A guide's model whose training passes are watched."""
 
+    active: bool
+    """Whether maps are wanted; a pass that is compiled may hand them on all the same."""
+
     @property
     def leads(self) -> bool:
         """Whether this process, of those that train the model, writes."""

@@ -301,7 +301,6 @@ class Keeper:
     def __init__(self, bank: MapBank, *, recognise: Recognise | None = None) -> None:
         self.bank = bank
         self._recognise = recognise
-        self._wanted = False
         self._pending: tuple[list[str], list[Frame | None]] | None = None
         self._passed: list[tuple[list[str], list[Frame | None], Array, tuple[int, ...]]] = []
         self._made: list[tuple[list[str], Maps]] = []
@@ -310,7 +309,7 @@ class Keeper:
 
     def begin(self, epoch: int) -> None:
         """Decide whether the maps of this epoch are kept; `step` does so too."""
-        self._wanted = self.bank.due(epoch + 1)
+        self._watched.active = self.bank.due(epoch + 1)
 
     def step(self, ids: Sequence[Any], *, frames: Sequence[Frame | None], epoch: int) -> None:
         """Say which samples the training batch that comes is made of.
@@ -355,7 +354,7 @@ class Keeper:
 
     def _take(self, raw: Array, shape: tuple[int, ...], pictures: Array | None) -> None:
         """In the middle of a pass: the model cannot be asked for its grid before that is over."""
-        if not self._wanted:
+        if not self._watched.active:
             return
         told, self._pending = self._pending, None
         if self._recognise is not None and pictures is not None:

@@ -72,7 +72,7 @@ def test_fit_fills_a_bank() -> None:
 
 
 def _grid(guide: Any, frame: Frame) -> Any:
-    return guide.grid(np.zeros((1, SIDE, SIDE, 3), np.float32)).in_source(frame)
+    return guide.grid(keras.ops.zeros((1, SIDE, SIDE, 3))).in_source(frame)
 
 
 def test_pictures_that_are_not_known_are_not_kept() -> None:

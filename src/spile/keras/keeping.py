@@ -33,6 +33,7 @@ class Watched:
         self._guide, self._take, self._pictures = guide, take, pictures
         point = watched_point(guide.point, guide.settings)
         self._images: Any = None
+        self.active = False
         layer = next(layer for layer, names in names_of(guide.model).items() if point.path in names)
         self._undo = [wrap_call(guide.model, self._begin), wrap_call(layer, self._read)]
 

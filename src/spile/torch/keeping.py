@@ -27,6 +27,7 @@ class Watched:
         self._guide, self._base, self._take, self._pictures = guide, base, take, pictures
         self._point = watched_point(guide.point, guide.settings)
         self._images: Tensor | None = None
+        self.active = False
         module = next(module for module, names in names_of(base).items() if self._point.path in names)
         self._handles = [
             base.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -58,7 +59,7 @@ class Watched:
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 4)
-        self._images = next(found, None) if self._base.training else None
+        self._images = next(found, None) if self._base.training and self.active else None
 
     def _read(self, _: nn.Module, __: Any, output: Any) -> None:
         images, self._images = self._images, None  # what checkpointing runs again is not read again

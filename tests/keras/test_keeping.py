@@ -48,6 +48,7 @@ def parts(model: keras.Model, policy: Policy = NOTHING) -> tuple[spile.MapBank, 
 def test_fit_fills_a_bank() -> None:
     model = net()
     bank, batches = parts(model)
+    model.fit(batches, epochs=1, verbose=0)  # traced before there is anything to tell
     drawn = []
     make = batches.feed.traced
     batches.feed.traced = lambda number, epoch: drawn.append((epoch, make(number, epoch))) or drawn[-1][1]

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from kornia.augmentation import (
+    AugmentationBase2D,
     AugmentationSequential,
-    GeometricAugmentationBase2D,
     ImageSequential,
     IntensityAugmentationBase2D,
     RigidAffineAugmentationBase2D,
@@ -35,7 +35,7 @@ def changed(operation: Any, image: Tensor, planes: Tensor, targets: Any) -> tupl
     """The image, the planes (k, height, width) and the targets afterwards; random numbers are PyTorch's."""
     if isinstance(operation, IntensityAugmentationBase2D):  # RandomErasing would erase masks
         return repainted(operation, image), planes, targets
-    if not isinstance(operation, GeometricAugmentationBase2D):
+    if not isinstance(operation, AugmentationBase2D):
         raise _unknown(operation)
     kinds, values, names = ["input", "mask"], [_as_float(image), planes[None]], []
     for name, value in (targets or {}).items():

@@ -12,6 +12,7 @@ from keras import layers
 import spile
 from spile.augmentation import AttentionDrop, ByLevel, Crop, Frame, Photometric, Quantile
 from spile.augmentation.policies import Policy
+from spile.data import open_source
 from spile.errors import AugmentationError, CaptureError
 from spile.keras.keeping import KeepMaps
 
@@ -34,7 +35,7 @@ def net(scale: float = 1 / 255) -> keras.Model:
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, SIDE, SIDE, 3), np.uint8)
 DATA = (PIXELS, np.arange(10) % 2)
-IDS = [record.id for record in spile.data.open_source(DATA).records]
+IDS = [record.id for record in open_source(DATA).records]
 NOTHING = ByLevel(Quantile(0.5), low=Photometric(lambda pixels: pixels))
 
 
@@ -80,7 +81,8 @@ def test_pictures_that_are_not_known_are_not_kept() -> None:
     model = net()
     bank, batches = parts(model)
     with pytest.raises(CaptureError, match=r"the model must get the feed's numbers of 0\.\.255"):
-        model.fit(PIXELS / 255, DATA[1], epochs=1, verbose=0, callbacks=[KeepMaps(bank, batches)])
+        model.fit(PIXELS / 255, DATA[1], epochs=1, verbose=0, callbacks=[first := KeepMaps(bank, batches)])
+    first.close()  # `fit` does not say that it was interrupted
     bank, batches = parts(model, AttentionDrop())
     callback = KeepMaps(bank, batches)
     with pytest.raises(CaptureError, match="Mixes, crops and drops of a policy hide samples"):

@@ -55,22 +55,22 @@ def brute(logits: Tensor, weight: Tensor, covariances: Any, factor: float) -> Te
 def test_the_bound_is_that_of_the_paper(covariance: Any) -> None:
     model, x = net(), images()
     plain = model(x)
+    features = model.pool(model.body(x)).detach().double().numpy()
     with spile.at_layer(model, "pool", ISDA(0.8, covariance), example=SHAPE, classes=3) as layer:
         weights = layer.step(LABELS, ids=IDS, epoch=0, progress=0.5)
         logits = model(x)
         bound = layer.bound(logits, model.fc.weight)
-        features = model.pool(model.body(x)).detach().double().numpy()
-        covariances = [np.cov(features[y == LABELS].T, bias=True) for y in range(3)]
-        if covariance == "diagonal":
-            covariances = [np.diag(np.diag(c)) for c in covariances]
-        assert torch.equal(logits, plain)  # the layer itself is not changed
-        assert torch.equal(weights, torch.eye(3)[LABELS])
-        torch.testing.assert_close(bound, brute(logits, model.fc.weight, covariances, 0.4))
-        functional.cross_entropy(bound, LABELS).backward()
-        through = model.fc.weight.grad.clone()
-        model.zero_grad()
-        functional.cross_entropy(model(x.detach()) + (bound - logits).detach(), LABELS).backward()
-        assert not torch.allclose(through, model.fc.weight.grad)  # gradients flow into the term too
+    covariances = [np.cov(features[y == LABELS].T, bias=True) for y in range(3)]
+    if covariance == "diagonal":
+        covariances = [np.diag(np.diag(c)) for c in covariances]
+    assert torch.equal(logits, plain)  # the layer itself is not changed
+    assert torch.equal(weights, torch.eye(3)[LABELS])
+    torch.testing.assert_close(bound, brute(logits, model.fc.weight, covariances, 0.4))
+    functional.cross_entropy(bound, LABELS).backward()
+    through = model.fc.weight.grad.clone()
+    model.zero_grad()
+    functional.cross_entropy(model(x.detach()) + (bound - logits).detach(), LABELS).backward()
+    assert not torch.allclose(through, model.fc.weight.grad)  # gradients flow into the term too
 
 
 def test_it_bounds_the_expected_loss_of_the_draws_it_stands_for() -> None:
@@ -87,7 +87,6 @@ def test_it_bounds_the_expected_loss_of_the_draws_it_stands_for() -> None:
     drawn = functional.cross_entropy(shaken, LABELS.repeat(rounds)).item()
     plain = functional.cross_entropy(model.fc(features), LABELS).item()
     assert plain < drawn < bound
-    assert bound - drawn < 2 * (drawn - plain)
 
 
 def test_it_grows_with_progress_and_moments_with_the_batches() -> None:

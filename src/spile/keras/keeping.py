@@ -17,7 +17,7 @@ from spile.keras.feeding import Batches
 from spile.keras.guides import Guide
 from spile.keras.names import names_of
 from spile.keras.runtime import runtime
-from spile.keras.trees import is_tensor
+from spile.keras.trees import is_array, tensor_of
 from spile.keras.watching import wrap_call
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Watched:
             undo()
 
     def _begin(self, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        images = next((v for v in (*args, *kwargs.values()) if is_tensor(v) and len(v.shape) == 4), None)
+        images = next((v for v in (*args, *kwargs.values()) if is_array(v) and len(v.shape) == 4), None)
         training = kwargs.get("training", not getattr(self._guide.model, "_call_has_training_arg", True))
         self._images = images if training else None
         try:
@@ -70,7 +70,9 @@ class Watched:
         shape = tuple(images.shape)
         told = [self._guide.kept(output)]
         if self._pictures:
-            told.append(ops.cast(ops.clip(ops.round(ops.cast(images, "float32")), 0, 255), "uint8"))
+            told.append(
+                ops.cast(ops.clip(ops.round(ops.cast(tensor_of(images), "float32")), 0, 255), "uint8")
+            )
 
         def take(kept: Any, pixels: Any = None) -> None:
             self._take(

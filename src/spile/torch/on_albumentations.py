@@ -39,9 +39,10 @@ def changed(
     operation: Any, image: Tensor, planes: Tensor, targets: Any, key: int
 ) -> tuple[Tensor, Tensor, Any]:
     """Image, planes (k, height, width) and targets afterwards; random numbers are made of `key`."""
+    if isinstance(operation, albumentations.ImageOnlyTransform):
+        return repainted(operation, image, key), planes, targets
     held = {name: v for name, v in (targets or {}).items() if isinstance(v, tv_tensors.TVTensor)}
-    masks = list(planes.cpu().numpy())
-    boxes, points = [np.zeros((0, 4), np.float32)], [np.zeros((0, 2), np.float32)]
+    masks, boxes, points = list(planes.cpu().numpy()), [], []
     for value in held.values():
         if isinstance(value, tv_tensors.Mask):
             masks += list(_planes(value))
@@ -49,16 +50,25 @@ def changed(
             boxes.append(_corners(value))
         else:
             points.append(value.as_subclass(Tensor).float().cpu().numpy())
-    given = {"bboxes": np.concatenate(boxes), "keypoints": np.concatenate(points)}
-    done = _run(operation, key, image=_pixels(image), masks=masks, **given)
-    corners = np.zeros_like(given["bboxes"])  # a box that left the picture is empty
-    corners[[int(number) for number in done["numbers"]]] = np.asarray(done["bboxes"]).reshape(-1, 4)
-    moved = None if targets is None else dict(targets)
+    given: dict[str, Any] = {"masks": masks}
+    given |= {"bboxes": np.concatenate(boxes)} if boxes else {}
+    given |= {"keypoints": np.concatenate(points)} if points else {}
+    left = [name for name in given if name not in operation.available_keys]
+    if left:
+        raise AugmentationError(
+            f"Albumentations leaves {' and '.join(left)} where they are under {type(operation).__name__}: "
+            "take another operation, or KeepSalient, which pastes the region back"
+        )
+    done = _run(operation, key, image=_pixels(image), **given)
+    corners = np.zeros_like(given.get("bboxes", np.zeros((0, 4))))  # a box that left the picture is empty
+    stayed = [int(number) for number in done.get("numbers", ())]
+    corners[stayed] = np.reshape(done.get("bboxes", ()), (-1, 4))
     rest = {
         "masks": list(done["masks"])[len(planes) :],
         "boxes": list(corners),
-        "points": list(done["keypoints"]),
+        "points": list(done.get("keypoints", ())),
     }
+    moved = None if targets is None else dict(targets)
     for name, value in held.items():
         assert moved is not None
         moved[name] = _put_back(rest, value)
@@ -72,20 +82,21 @@ def repainted(operation: Any, image: Tensor, key: int) -> Tensor:
 
 
 def _run(operation: Any, key: int, **given: Any) -> dict[str, Any]:
-    composed = _composed(operation)
+    composed = _composed(operation, "bboxes" in given, "keypoints" in given)
     composed.set_random_seed(key % _SEEDS)
-    numbers = list(range(len(given.get("bboxes", ()))))
-    found: dict[str, Any] = composed(**given, **({"numbers": numbers} if "bboxes" in given else {}))
+    if "bboxes" in given:
+        given["numbers"] = list(range(len(given["bboxes"])))
+    found: dict[str, Any] = composed(**given)
     return found
 
 
 @lru_cache(maxsize=64)
-def _composed(operation: Any) -> Any:
+def _composed(operation: Any, boxes: bool, points: bool) -> Any:
     """A copy, whose random state is ours to set."""
     return albumentations.Compose(
         [copy.deepcopy(operation)],
-        bbox_params=albumentations.BboxParams("pascal_voc", label_fields=["numbers"]),
-        keypoint_params=albumentations.KeypointParams("xy", remove_invisible=False),
+        bbox_params=albumentations.BboxParams("pascal_voc", label_fields=["numbers"]) if boxes else None,
+        keypoint_params=albumentations.KeypointParams("xy", remove_invisible=False) if points else None,
     )
 
 
@@ -119,7 +130,8 @@ def _put_back(rest: dict[str, list[Any]], before: Any) -> Any:
         return tv_tensors.Mask(torch.from_numpy(np.stack(found)).reshape(before.shape).to(before.dtype))
     kind = "boxes" if isinstance(before, tv_tensors.BoundingBoxes) else "points"
     found, rest[kind] = rest[kind][: len(before)], rest[kind][len(before) :]
-    made = torch.from_numpy(np.asarray(found, np.float32).reshape(before.shape)).to(before.dtype)
+    made = torch.from_numpy(np.asarray(found, np.float32).reshape(before.shape))
+    made = (made if before.is_floating_point() else made.round()).to(before.dtype)
     if kind == "points":
         return tv_tensors.wrap(made, like=before)
     boxes = tv_tensors.BoundingBoxes(made, format="XYXY", canvas_size=before.canvas_size)  # type: ignore[call-overload]

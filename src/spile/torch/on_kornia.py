@@ -18,6 +18,9 @@ from torchvision.transforms.v2 import functional
 
 from spile.errors import AugmentationError
 
+_EDGE = 0.5
+"""Kornia moves boxes as it moves pixels' centres; torchvision's are of pixels' edges, half a pixel apart."""
+
 
 def steps(operation: Any) -> list[Any]:
     """The operations of a sequence one by one."""
@@ -86,7 +89,7 @@ def _as_before(made: Tensor, image: Tensor) -> Tensor:
 def _as_kornia(value: Any) -> tuple[str, Tensor]:
     if isinstance(value, tv_tensors.BoundingBoxes):
         boxes = functional.convert_bounding_box_format(value, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-        return "bbox_xyxy", boxes.as_subclass(Tensor).float()[None]
+        return "bbox_xyxy", boxes.as_subclass(Tensor).float()[None] - _EDGE
     if isinstance(value, tv_tensors.KeyPoints):
         return "keypoints", value.as_subclass(Tensor).float()[None]
     masks = value.as_subclass(Tensor).float()
@@ -96,7 +99,8 @@ def _as_kornia(value: Any) -> tuple[str, Tensor]:
 def _as_torchvision(made: Tensor, before: Any) -> Any:
     if isinstance(before, tv_tensors.Mask):
         return tv_tensors.Mask(made.reshape(before.shape).to(before.dtype))
-    made = made[0].to(before.dtype)
+    made = made[0] if isinstance(before, tv_tensors.KeyPoints) else made[0] + _EDGE
+    made = (made if before.is_floating_point() else made.round()).to(before.dtype)
     if isinstance(before, tv_tensors.KeyPoints):
         return tv_tensors.wrap(made, like=before)
     boxes = tv_tensors.BoundingBoxes(made, format="XYXY", canvas_size=before.canvas_size)  # type: ignore[call-overload]

@@ -53,7 +53,7 @@ class TorchCanvas:
 
     def shared_number(self) -> Any:
         """In shared memory."""
-        return torch.zeros(1, dtype=torch.int64).share_memory_()
+        return torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def steps(self, operation: Any) -> list[Any]:
         """Composed transforms one by one."""

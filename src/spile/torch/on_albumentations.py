@@ -134,5 +134,5 @@ def _put_back(rest: dict[str, list[Any]], before: Any) -> Any:
     made = (made if before.is_floating_point() else made.round()).to(before.dtype)
     if kind == "points":
         return tv_tensors.wrap(made, like=before)
-    boxes = tv_tensors.BoundingBoxes(made, format="XYXY", canvas_size=before.canvas_size)  # type: ignore[call-overload]
+    boxes = tv_tensors.BoundingBoxes(made, format="XYXY", canvas_size=before.canvas_size)
     return functional.convert_bounding_box_format(boxes, new_format=before.format)

@@ -17,7 +17,8 @@ from spile.backend import backend_named, framework_of
 from spile.data import Source
 from spile.errors import TrainingError
 from spile.fitting import LabelledBatch
-from spile.models import LoadedModel, as_loaded
+from spile.models import as_loaded
+from spile.training.building import Built
 from spile.training.recipe import Augmentation
 from spile.training.rows import TrainingRows
 
@@ -27,7 +28,7 @@ _DRAWN = 4
 
 
 def augmenter_of(
-    wanted: Augmentation, loaded: LoadedModel, source: Source, rows: TrainingRows, *, seed: int, heads: bool
+    wanted: Augmentation, built: Built, source: Source, rows: TrainingRows, *, seed: int, heads: bool
 ) -> Augmenter:
     """What changes the batches as a policy says.
 
@@ -38,6 +39,7 @@ def augmenter_of(
             f"{source.name} holds {source.kind}s, and augment= changes uint8 images: give a folder, a "
             "manifest, or uint8 arrays (n, height, width, 3)"
         )
+    loaded = built.loaded
     framework = framework_of(loaded.model) or "torch"
     canvas = backend_named(framework).canvas()
     policy = policy_named(wanted.policy, canvas) if isinstance(wanted.policy, str) else wanted.policy
@@ -46,6 +48,7 @@ def augmenter_of(
         wanted.at,
         reduce=wanted.reduce,
         resolution=wanted.resolution,
+        example=built.example if wanted.guide is None else None,
     )
     made = augment(
         guiding, policy, seed=seed, maps=wanted.maps, classes=len(rows.classes), framework=framework

@@ -186,7 +186,7 @@ def fit(
     read: Read = reader.train
     if recipe.augment is not None:
         heads = recipe.supervise is not None
-        augmenter = augmenter_of(recipe.augment, built.loaded, source, rows, seed=seed, heads=heads)
+        augmenter = augmenter_of(recipe.augment, built, source, rows, seed=seed, heads=heads)
         built = replace(built, augmenter=augmenter, drawn_from=read)
         read = augmented(read, augmenter, source, rows)
     job = Job(

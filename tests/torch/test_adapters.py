@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -21,6 +22,8 @@ GRID = Grid(Axis(8, 4.0, 1.5), Axis(8, 4.0, 1.5))
 QUARTER = Quantile(0.75)
 IDS = ["a", "b", "c", "d"]
 LIBRARIES = ("kornia", "albumentations")
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
 
 
 def operations(library: str) -> dict[str, Any]:

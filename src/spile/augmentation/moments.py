@@ -67,9 +67,9 @@ class ClassMoments:
             scaled: Array = normal * np.sqrt(factor * self.covariances[labels])
             return scaled
         roots = {label: _root(self.covariances[label]) for label in np.unique(labels).tolist()}
-        return np.sqrt(factor) * np.stack(
-            [roots[int(k)] @ row for k, row in zip(labels, normal, strict=True)]
-        )
+        turned = np.stack([roots[int(k)] @ row for k, row in zip(labels, normal, strict=True)])
+        drawn: Array = np.sqrt(factor) * turned
+        return drawn
 
 
 def _root(covariance: Array) -> Array:

@@ -106,8 +106,9 @@ class Guide:
             with torch.no_grad():
                 self._tap(image)
             self._learnt = True
+        point = self.point
         if seen not in self._grids:
-            self._grids[seen] = checked_grid(grid_of(self._tap, image), self.point, seen)
+            self._grids[seen] = checked_grid(grid_of(self._tap, image), point, seen)
         return self._grids[seen]
 
     def reduced(self, value: Tensor) -> Any:

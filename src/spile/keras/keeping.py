@@ -101,7 +101,8 @@ class KeepMaps(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Begin to watch, before the step is traced."""
         super().set_model(model)
-        if getattr(self.bank.guide, "model", None) is not model:
+        same: bool = getattr(self.bank.guide, "model", None) is model
+        if not same:
             raise AugmentationError(
                 "KeepMaps keeps the maps of the model that is trained: make the bank's guide of that model"
             )

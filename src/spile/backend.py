@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
 
 from spile.augmentation.canvas import Canvas
-from spile.augmentation.features import FeatureOperation
+from spile.augmentation.features import FeatureOperation, Steps
+from spile.augmentation.geometry import Grid
 from spile.augmentation.settings import GuideLike, GuideSettings
 from spile.errors import ModelError
 from spile.fitting import Fitted, Job
@@ -120,8 +121,15 @@ class Tap(Protocol):
 class AtLayer(Protocol):
     """An operation on the activations of a layer; see `spile.at_layer`."""
 
-    def step(self, labels: Any, *, ids: Any, epoch: int) -> Any:
+    steps: Steps
+    """What was drawn; of `ISDA` and `SemanticNoise` also the moments of the classes."""
+
+    def step(self, labels: Any, *, ids: Any, epoch: int, progress: float | None = None) -> Any:
         """Draw for the training batch that comes, and give its labels, (n, classes) weights."""
+        ...
+
+    def bound(self, logits: Any, weight: Any) -> Any:
+        """Of `ISDA`: the logits whose cross-entropy is its loss."""
         ...
 
     def close(self) -> None:
@@ -131,6 +139,34 @@ class AtLayer(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+Take = Callable[[Any, tuple[int, ...], Any], None]
+"""Gets the raw maps (n, cells) of a pass, the shape of the model's inputs, and these as uint8 if asked."""
+
+
+class Kept(Protocol):
+    """A guide's model whose training passes are watched."""
+
+    active: bool
+    """Whether maps are wanted; a pass that is compiled may hand them on all the same."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process, of those that train the model, writes."""
+        ...
+
+    def grid(self, shape: tuple[int, ...], size: tuple[int, int]) -> Grid:
+        """Where the cells lie in pictures of `size` (height, width) that were inputs of `shape`."""
+        ...
+
+    def gathered(self, made: list[Any]) -> list[Any]:
+        """What all processes that train the model have made; without several, what was given."""
+        ...
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        ...
 
 
 Runner = Callable[[Any], Any]
@@ -302,6 +338,10 @@ class Backend(Protocol):
 
     def feed(self, feed: Any, workers: int) -> Any:
         """A loader of the batches of a `spile.feeding.Feed`."""
+        ...
+
+    def keep(self, guide: Any, take: Take, *, pictures: bool = False) -> Kept:
+        """Watch the training passes of a guide's model; with `pictures` their inputs are handed on too."""
         ...
 
     FORMATS: Mapping[str, str]

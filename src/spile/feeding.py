@@ -35,6 +35,7 @@ def feed(
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    origins: bool = False,
 ) -> Any:
     """A ``DataLoader`` (PyTorch) or a ``keras.utils.PyDataset`` of augmented (images, labels).
 
@@ -50,15 +51,35 @@ def feed(
         workers: processes (PyTorch) or threads (Keras) that make batches; the batches do not depend on it.
         rank: of this process; it gets every so-and-so-many'th batch.
         ranks: how many processes there are.
+        origins: batches of PyTorch are (images, labels, `Origins`), as a `Keeper` needs them.
 
     Raises `DataError`, `AugmentationError`.
     """
     made = Feed(augmenter, data, batch_size=batch_size, crop=crop, shuffle=shuffle, rank=rank, ranks=ranks)
+    if origins and augmenter.canvas.framework != "torch":
+        raise AugmentationError(
+            "origins=True is for PyTorch; for `fit`: callbacks=[spile.keras.keeping.KeepMaps(bank, batches)]"
+        )
+    made.origins = origins
     return backend_named(augmenter.canvas.framework).feed(made, workers)
+
+
+class Origins:
+    """Where the images of a batch come from."""
+
+    __slots__ = ("frames", "ids")  # no tuple or dataclass: Lightning rebuilds those when it moves a batch
+
+    def __init__(self, ids: list[str], frames: list[Frame | None]) -> None:
+        self.ids = ids
+        self.frames = frames
+        """How each was cut out of its source; ``None`` for one that no longer shows its sample as it lies."""
 
 
 class Feed:
     """Batches by number and epoch."""
+
+    origins = False
+    """Whether a loader also tells where images come from."""
 
     def __init__(
         self,
@@ -101,6 +122,10 @@ class Feed:
 
     def batch(self, number: int, epoch: int) -> Augmented:
         """Batch `number` of this rank."""
+        return self.traced(number, epoch)[0]
+
+    def traced(self, number: int, epoch: int) -> tuple[Augmented, Origins]:
+        """The same, and where its images come from."""
         draw = Draw(self.augmenter.seed, epoch)
         place = (number * self._ranks + self._rank) * self.batch_size
         rows = self._order(draw)[place : place + self.batch_size]
@@ -108,9 +133,12 @@ class Feed:
         read = [self._picture(int(row), one, draw) for row, one in zip(rows, ids, strict=True)]
         canvas = self.augmenter.canvas
         images = canvas.from_pixels(np.stack([pixels for pixels, _ in read]))
-        frames = [frame for _, frame in read] if isinstance(self.augmenter.source, MapBank) else None
+        cuts = [frame for _, frame in read]
+        frames = cuts if isinstance(self.augmenter.source, MapBank) else None
         labels = canvas.beside(self._codes[rows], images)
-        return self.augmenter(images, labels, ids=ids, epoch=epoch, frames=frames)
+        found, in_place = self.augmenter.traced(images, labels, ids=ids, epoch=epoch, frames=frames)
+        kept = [frame if whole else None for frame, whole in zip(cuts, in_place, strict=True)]
+        return found, Origins(ids, kept)
 
     def _order(self, draw: Draw) -> Array:
         rows = np.arange(len(self._codes))

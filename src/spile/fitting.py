@@ -20,7 +20,7 @@ class LabelledBatch(NamedTuple):
     inputs: Any
     """As `spile.data.Batch.inputs`."""
     labels: Any
-    """(n,) class numbers, -1 where a row has none; int64."""
+    """(n,) class numbers, -1 where a row has none, int64; or (n, classes) weights, float32."""
     rows: Any
     """(n,) numbers of the training rows, from 0; int64."""
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from spile.augmentation import pictures
-from spile.augmentation.augmenter import Augmenter
 from spile.augmentation.presets import policy_named
 from spile.augmenting import augment, guide
 from spile.backend import backend_named
@@ -63,7 +62,9 @@ def preview(
         made, policy_named(policy, canvas), seed=seed, maps=maps, framework=made.framework, classes=samples
     )
     ids, pixels = _chosen(data, loaded.preprocessing, samples)
-    rows, shares, cells = _rows(augmenter, ids, pixels, epoch)
+    labels = np.eye(len(ids), dtype=np.float32) if augmenter.mixes else None
+    epochs = (epoch, epoch + 1)
+    rows, shares, cells = pictures.rows_of(augmenter, ids, pixels, labels, epochs=epochs)
     titles = ("image", f"map at {at}", "bands", f"{policy}, epoch {epoch}", f"{policy}, epoch {epoch + 1}")
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,32 +89,3 @@ def _chosen(data: Any, preprocessing: ImagePreprocessing, samples: int) -> tuple
     if len({each.shape for each in kept}) > 1:
         raise DataError(f"{source.name} holds images of several sizes: write --input-size 224")
     return ids, np.stack(kept)
-
-
-def _rows(
-    augmenter: Augmenter, ids: list[str], pixels: Array, epoch: int
-) -> tuple[list[list[Array]], list[dict[str, Any]], tuple[int, int]]:
-    """The pictures of every sample, and the shares of its bands."""
-    canvas = augmenter.canvas
-    images = canvas.from_pixels(pixels)
-    samples = augmenter.samples(images, ids=ids, epoch=epoch)
-    results = [
-        canvas.to_pixels(augmenter(images, np.arange(len(ids)), ids=ids, epoch=each).images)
-        for each in (epoch, epoch + 1)
-    ]
-    threshold = augmenter.policy.threshold
-    rows, shares = [], []
-    for number, sample in enumerate(samples):
-        row = [pixels[number], pictures.over_grey(sample.pixels, pixels[number])]
-        share: dict[str, Any] = {"id": sample.id}
-        if threshold is None:
-            row.append(pixels[number])
-        else:
-            found = sample.levels(threshold)
-            names = ("low", "high") if threshold.splits == 1 else ("low", "mid", "high")
-            share |= {name: float(sample.areas[found == k].sum()) for k, name in enumerate(names)}
-            levels = sample.on_pixels(found / threshold.splits, soft=False)
-            row.append(pictures.over_grey(levels, pixels[number], 0.5))
-        rows.append([*row, *(result[number] for result in results)])
-        shares.append(share)
-    return rows, shares, (samples[0].values.shape[0], samples[0].values.shape[1])

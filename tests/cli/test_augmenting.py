@@ -61,8 +61,8 @@ def test_without_preview_it_says_what_there_is_to_do(given: list[str]) -> None:
 
 
 def test_an_unknown_policy_names_the_nearest(given: list[str]) -> None:
-    with pytest.raises(AugmentationError, match="unknown policy 'cutmx': did you mean 'cutmix'"):
-        spile("augment", *given, "--preview", "--policy", "cutmx")
+    with pytest.raises(AugmentationError, match="unknown policy 'mapcutmx': did you mean 'mapcutmix'"):
+        spile("augment", *given, "--preview", "--policy", "mapcutmx")
 
 
 def test_what_train_is_told() -> None:

@@ -125,9 +125,45 @@ def test_the_guide_normalises_for_itself(model: keras.Model) -> None:
         spile.guide(model, "early").ready(pixels)
 
 
-def test_rollout_is_not_for_keras(model: keras.Model) -> None:
-    with pytest.raises(AugmentationError, match="of a Keras model use reduce='l2'"):
-        spile.guide(model, "early", reduce="rollout")
+def vit() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(8, 8, strides=8, name="patches")(inputs)
+    x = layers.Reshape((16, 8))(x)
+    for number in range(2):
+        attend = layers.MultiHeadAttention(2, 4, name=f"attend{number}")
+        x = layers.LayerNormalization(name=f"block{number}")(x + attend(x, x))
+    return keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling1D()(x)))
+
+
+@pytest.mark.essential
+def test_rollout_asks_attention_layers_for_one_pass_only() -> None:
+    """By hand: the matrices that each layer gives when it is asked for them."""
+    from spile.augmentation import reductions
+
+    made, images = vit(), pictures().astype(np.float32) / 255
+    expected = ops.convert_to_numpy(made(images, training=False))
+    maps = spile.guide(made, "block1", reduce="rollout", given="ready")(images)
+    assert maps.values.shape == (4, 4, 4)
+    x = ops.reshape(made.get_layer("patches")(images), (4, 16, 8))
+    matrices = []
+    for number in range(2):
+        given, scores = made.get_layer(f"attend{number}")(x, x, return_attention_scores=True)
+        matrices.append(ops.convert_to_numpy(scores))
+        x = made.get_layer(f"block{number}")(x + given)
+    rows = reductions.rollout(matrices, 0).reshape(4, 4, 4)
+    low, high = rows.min((1, 2), keepdims=True), rows.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(maps.values, (rows - low) / (high - low), atol=5e-3)
+    np.testing.assert_array_equal(ops.convert_to_numpy(made(images, training=False)), expected)
+    assert not any("call" in vars(layer) for layer in made.layers)
+    assert maps.grids == spile.guide(made, "block1", given="ready")(images).grids
+
+
+def test_rollout_needs_self_attention(model: keras.Model) -> None:
+    with pytest.raises(
+        AugmentationError, match=r"keras\.layers\.MultiHeadAttention, and this guide has none"
+    ):
+        spile.guide(model, "early", reduce="rollout", given="ready")(pictures().astype(np.float32))
 
 
 # ------------------------------------------------------------------------------------------- policies
@@ -319,3 +355,34 @@ def test_a_compiled_step_is_noticed(model: keras.Model) -> None:
         layer.step(np.arange(4), ids=IDS, epoch=0)
         with pytest.raises(CaptureError, match="did not run since the last step"):
             layer.step(np.arange(4), ids=IDS, epoch=0)
+
+
+@pytest.mark.essential
+def test_isda_is_that_of_the_paper(model: keras.Model) -> None:
+    """The bound by brute force (equation 6), for both covariances; noise of the class at every place."""
+    from spile.augmentation import ISDA, SemanticNoise
+
+    images, labels = pictures(6).astype(np.float32) / 255, np.arange(6) % 3
+    pooled = next(each for each in model.layers if isinstance(each, layers.GlobalAveragePooling2D))
+    kernel = ops.convert_to_numpy(model.get_layer("scores").kernel)
+    features = ops.convert_to_numpy(spile.tap(model, pooled.name, pool=None)(images)[pooled.name])
+    ids = [f"s{i}" for i in range(6)]
+    for covariance in ("diagonal", "full"):
+        with spile.at_layer(model, pooled.name, ISDA(0.8, covariance), classes=5) as layer:
+            layer.step(labels, ids=ids, epoch=0, progress=0.5)
+            logits = model(images, training=False)
+            bound = ops.convert_to_numpy(layer.bound(logits, model.get_layer("scores").kernel))
+        expected = ops.convert_to_numpy(logits).copy()
+        for i, y in enumerate(labels):
+            sigma = np.cov(features[labels == y].T, bias=True)
+            sigma = np.diag(np.diag(sigma)) if covariance == "diagonal" else sigma
+            for j in range(5):
+                v = kernel[:, j] - kernel[:, y]
+                expected[i, j] += 0.4 / 2 * v @ sigma @ v
+        np.testing.assert_allclose(bound, expected, atol=1e-5)
+    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
+    with spile.at_layer(model, "early", SemanticNoise(0.5), classes=5) as layer:
+        layer.step(labels, ids=ids, epoch=0, progress=1.0)
+        added = ops.convert_to_numpy(model.get_layer("early")(images)) - early
+    assert np.abs(added).max() > 0
+    np.testing.assert_allclose(added, np.broadcast_to(added[:, :1, :1], added.shape), atol=1e-5)

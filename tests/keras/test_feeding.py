@@ -54,8 +54,8 @@ def test_fit_goes_through_the_epochs(guide: Any) -> None:
     model = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), layers.Dense(3)])
     model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
     seen: list[int] = []
-    make = batches.feed.batch
-    batches.feed.batch = lambda number, epoch: seen.append(epoch) or make(number, epoch)
+    make = batches.feed.traced
+    batches.feed.traced = lambda number, epoch: seen.append(epoch) or make(number, epoch)
     model.fit(batches, epochs=3, verbose=0)
     assert len(set(seen)) >= 3  # never the same epoch twice
     assert seen == sorted(seen)

@@ -245,3 +245,35 @@ def test_the_heads_of_a_run_are_given_back(tmp_path: Path) -> None:
     assert exits.predict(x[:5]).shape == (5, 3)
     with pytest.raises(TrainingError, match="holds no heads"):
         spile.load_supervised(run(tmp_path / "bare", supervise=None, epochs=1).path)
+
+
+@pytest.mark.essential
+def test_mixes_train_on_weights_of_all_classes(tmp_path: Path) -> None:
+    """A loss by hand, with weights that do not sum to 1, and a run."""
+    from spile.keras.training import _loss, _right
+
+    weights, logits = np.array([[0.5, 0.1, 0.9]], np.float32), np.array([[2.0, -1.0, 0.5]], np.float32)
+    logs = logits - np.log(np.exp(logits).sum())
+    found = keras.ops.convert_to_numpy(_loss(keras.ops.convert_to_tensor(weights), logits))
+    np.testing.assert_allclose(found, -(weights * logs).sum(1), rtol=1e-5)
+    assert not keras.ops.convert_to_numpy(_right(keras.ops.convert_to_tensor(weights), logits)).any()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
+
+    def make() -> keras.Model:
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="first")(inputs)
+        return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+
+    run = spile.train(
+        make,
+        (pixels, np.arange(24) % 3),
+        tmp_path / "run",
+        preprocessing=spile.ImagePreprocessing(crop=(8, 8)),
+        augment=spile.Augmentation(at="first", policy="snapmix", resolution=1.0),
+        epochs=1,
+        batch_size=8,
+        progress=False,
+        diagnose=False,
+    )
+    assert np.isfinite(run.epochs[-1]["train/loss"])
+    assert "Guided augmentation" in run.report.read_text()

@@ -359,6 +359,7 @@ def test_two_processes(tmp_path: Path) -> None:
         assert found["weight 0"] == "heads have a gradient of exactly 0"
         assert found["gradient"] == pytest.approx(found["of the whole batch"], rel=1e-4)
         assert found["rows seen"] == [1] * 8
+        assert found["maps kept"] == list("01234567")
     assert results[0]["averages"] == results[1]["averages"]
     assert results[0]["thresholds"] == results[1]["thresholds"]
 

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import spile
+from spile.augmentation import Frame
 from spile.supervision import Constant, Labels, PseudoLabels, SelfDistill, SmoothedLabels, Uncertainty
 
 
@@ -66,6 +67,16 @@ def main(rank: int, folder: Path) -> None:
     found["rows seen"] = averaged.averaged.seen.tolist()
     found["averages"] = averaged.averaged.sums.tolist()
     found["thresholds"] = adaptive.thresholds.by_class().tolist()
+    torch.manual_seed(0)
+    net = Net().train()
+    guide = spile.guide(net, "a", given="ready", example=(1, 3, 8, 8))
+    bank = spile.MapBank(guide, folder / "maps.lance", run="both")
+    parallel = DistributedDataParallel(net)
+    with bank.keeper() as keeper:
+        keeper.step([str(i) for i in range(8)[mine]], frames=[Frame.whole((8, 8))] * 4, epoch=0)
+        parallel(images[mine])
+        keeper.end(0)
+    found["maps kept"] = sorted(bank._kept)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     distributed.barrier()
     distributed.destroy_process_group()

@@ -7,7 +7,7 @@ images, labels, _ = augment(images, labels, ids=ids, epoch=epoch)
 
 from spile.augmentation.augmenter import Augmenter
 from spile.augmentation.cropping import Crop
-from spile.augmentation.features import FeatureDropout, FeatureNoise, ManifoldMixup, MoEx
+from spile.augmentation.features import ISDA, FeatureDropout, FeatureNoise, ManifoldMixup, MoEx, SemanticNoise
 from spile.augmentation.geometry import Axis, Frame, Grid
 from spile.augmentation.maps import Maps, cut_from
 from spile.augmentation.mixes import AttentiveCutMix, MapCutMix, Mix, SaliencyMix, SnapMix
@@ -26,6 +26,7 @@ from spile.augmentation.settings import Augmented
 from spile.augmentation.thresholds import Absolute, Mass, Otsu, Quantile, Threshold
 
 __all__ = [
+    "ISDA",
     "Absolute",
     "AttentionCrop",
     "AttentionDrop",
@@ -53,6 +54,7 @@ __all__ = [
     "Policy",
     "Quantile",
     "SaliencyMix",
+    "SemanticNoise",
     "SnapMix",
     "TargetedCutout",
     "Threshold",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from spile.augmentation.canvas import Canvas
 from spile.augmentation.geometry import Frame
 from spile.augmentation.maps import Maps, Which, checked_which, chosen_maps
 from spile.augmentation.mixes import Mix
-from spile.augmentation.policies import Policy
+from spile.augmentation.policies import Changed, Policy
 from spile.augmentation.randomness import Draw
 from spile.augmentation.samples import Sample
 from spile.augmentation.settings import Augmented, BankLike, GuideLike
@@ -40,8 +41,12 @@ class Augmenter:
         self.seed = seed
         self.which: Which = checked_which(maps)
         self.classes = classes
-        self.epoch = 0
-        """Counted from 0; `set_epoch` it before each, or pass it with every batch."""
+        self._epoch = canvas.shared_number()
+
+    @property
+    def epoch(self) -> int:
+        """From 0; `set_epoch` it before each, or pass it with every batch. Worker processes see it."""
+        return int(self._epoch[0])
 
     @property
     def mixes(self) -> bool:
@@ -50,18 +55,46 @@ class Augmenter:
 
     def set_epoch(self, epoch: int) -> None:
         """From now on batches are of this epoch."""
-        self.epoch = epoch
+        self._epoch[0] = epoch
 
     def collate(self, items: Sequence[Sequence[Any]]) -> tuple[Any, Any]:
-        """Images and labels of samples (image, label, id) or (image, label, id, frame), for a ``DataLoader``.
-
-        A loader whose workers live on from epoch to epoch does not see `set_epoch`: use `spile.feed`.
-        """
+        """Images and labels of samples (image, label, id[, frame]), for a ``DataLoader``."""
         images, labels, ids, *rest = zip(*items, strict=True)
         batch = self.canvas.stacked(images)
         numbers = self.canvas.beside(np.asarray(labels), batch)
         found = self(batch, numbers, ids=ids, frames=rest[0] if rest else None)
         return found.images, found.labels
+
+    def transform(self, image: Any, target: Any = None, *, id: Any = None, frame: Frame | None = None) -> Any:
+        """One sample, for a dataset: ``transform=augment.transform``, or ``transforms=`` with targets.
+
+        Args:
+            image: a PIL image, or one as a batch holds them; comes back as it was given.
+            target: a dict of boxes, masks and keypoints, or a label, which stays as it is. With one the image
+                and the target come back, else the image alone.
+            id: what names the sample. A dataset does not say, so by default the pixels do: then equal images
+                are changed alike within an epoch.
+            frame: how the image was cut out of its source; needed with kept maps, and an id too.
+
+        Raises `AugmentationError`, for a policy that mixes samples too.
+        """
+        if self.mixes:
+            raise AugmentationError(
+                f"{type(self.policy).__name__} takes another sample too: use collate, or spile.feed"
+            )
+        picture, back = self.canvas.opened(image)
+        name = self.canvas.array(picture).tobytes() if id is None else str(id)
+        moves = isinstance(target, Mapping)
+        found = self(
+            self.canvas.stacked([picture]),
+            ids=[hashlib.blake2b(name, digest_size=16).hexdigest() if isinstance(name, bytes) else name],
+            targets=[target] if moves else None,
+            frames=None if frame is None else [frame],
+        )
+        changed = back(self.canvas.split(found.images)[0])
+        if target is None:
+            return changed
+        return changed, found.targets[0] if moves else target
 
     def __call__(
         self,
@@ -88,6 +121,23 @@ class Augmenter:
 
         Raises `AugmentationError`.
         """
+        return self.traced(images, labels, ids=ids, epoch=epoch, targets=targets, frames=frames, maps=maps)[0]
+
+    def traced(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        ids: Sequence[Any],
+        epoch: int | None = None,
+        targets: Sequence[Any] | None = None,
+        frames: Sequence[Frame] | None = None,
+        maps: Maps | None = None,
+    ) -> tuple[Augmented, list[bool]]:
+        """The same, and of each image whether all of its sample is still seen where it was.
+
+        A map of an image that was mixed, cropped, moved or painted over is not one of its sample.
+        """
         samples = self.samples(
             images, labels, ids=ids, epoch=epoch, targets=targets, frames=frames, maps=maps
         )
@@ -100,11 +150,12 @@ class Augmenter:
                 )
             return self._mixed(self.policy, samples, chosen, images, labels)
         changed = [
-            self.policy.changed(sample) if take else (sample.image, sample.targets)
+            Changed(*self.policy.changed(sample)) if take else Changed(sample.image, sample.targets, True)
             for sample, take in zip(samples, chosen, strict=True)
         ]
-        pixels = self.canvas.joined([image for image, _ in changed], images)
-        return Augmented(pixels, labels, None if targets is None else [moved for _, moved in changed])
+        pixels = self.canvas.joined([each.image for each in changed], images)
+        moved = None if targets is None else [each.targets for each in changed]
+        return Augmented(pixels, labels, moved), [each.in_place for each in changed]
 
     def samples(
         self,
@@ -160,7 +211,7 @@ class Augmenter:
 
     def _mixed(
         self, policy: Mix, samples: list[Sample], chosen: list[bool], images: Any, labels: Any
-    ) -> Augmented:
+    ) -> tuple[Augmented, list[bool]]:
         weights = self._weights(labels, len(samples))
         partners = samples[0].draw.partners([sample.id for sample in samples], "partner")
         mixed, counted = [], []
@@ -172,7 +223,11 @@ class Augmenter:
             mixed.append(image)
             counted.append(counts)
         numbers = np.stack(counted).astype(np.float32)
-        return Augmented(self.canvas.joined(mixed, images), self.canvas.beside(numbers, images), None)
+        found = Augmented(self.canvas.joined(mixed, images), self.canvas.beside(numbers, images), None)
+        alone = [
+            not take or partner == i for i, (take, partner) in enumerate(zip(chosen, partners, strict=True))
+        ]
+        return found, alone
 
     def _weights(self, labels: Any, count: int) -> Array:
         """(n, classes)."""

@@ -7,12 +7,13 @@ Images are a batch in the framework's own type and order of axes; masks are NumP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
 
 from spile.augmentation.boxes import Box
+from spile.errors import AugmentationError
 
 Array = npt.NDArray[Any]
 
@@ -47,6 +48,14 @@ class Canvas(Protocol):
 
     def joined(self, images: Sequence[Any], like: Any) -> Any:
         """The batch again, of the type of `like`."""
+        ...
+
+    def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """One image, perhaps of Pillow, as `split` gives them, and what makes it again what it was."""
+        ...
+
+    def shared_number(self) -> Any:
+        """One whole number, 0, that worker processes of the framework's loader see change: ``number[0]``."""
         ...
 
     def steps(self, operation: Any) -> list[Any]:
@@ -107,3 +116,18 @@ class Canvas(Protocol):
     def stacked(self, images: Sequence[Any]) -> Any:
         """A batch of single images."""
         ...
+
+
+def not_images(who: str, takes: str, value: Any) -> AugmentationError:
+    """For what is no batch of images."""
+    shape = list(getattr(value, "shape", []))
+    return AugmentationError(f"a {who} takes {takes}, not {type(value).__name__} {shape}")
+
+
+def check_same_size(made: Any, image: Any) -> None:
+    """Raise `AugmentationError` where an operation gave an image of another shape."""
+    if tuple(made.shape) != tuple(image.shape):
+        raise AugmentationError(
+            f"an operation made {list(made.shape)} of an image of {list(image.shape)}: give operations that "
+            "keep the size"
+        )

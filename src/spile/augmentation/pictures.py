@@ -1,4 +1,4 @@
-"""Pictures of what an augmenter does: image, map, bands and result side by side. Pure."""
+"""Pictures of what an augmenter does: image, map, bands and result side by side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+
+from spile.augmentation.augmenter import Augmenter
 
 Array = npt.NDArray[Any]
 
@@ -50,3 +52,29 @@ def sheet(rows: Sequence[Sequence[Array]], titles: Sequence[str], *, side: int =
             shown = Image.fromarray(np.squeeze(picture)).convert("RGB").resize((side, side))
             canvas.paste(shown, (_GAP + column * (side + _GAP), _HEAD + _GAP + row * (side + _GAP)))
     return canvas
+
+
+def rows_of(
+    augmenter: Augmenter, ids: Sequence[str], pixels: Array, labels: Any, *, epochs: Sequence[int]
+) -> tuple[list[list[Array]], list[dict[str, Any]], tuple[int, int]]:
+    """Of each sample its image, map, bands and results; the shares of its bands; the cells of a map."""
+    canvas = augmenter.canvas
+    images = canvas.from_pixels(pixels)
+    samples = augmenter.samples(images, labels, ids=ids, epoch=epochs[0])
+    results = [canvas.to_pixels(augmenter(images, labels, ids=ids, epoch=each).images) for each in epochs]
+    threshold = augmenter.policy.threshold
+    rows, shares = [], []
+    for number, sample in enumerate(samples):
+        row = [pixels[number], over_grey(sample.pixels, pixels[number])]
+        share: dict[str, Any] = {"id": sample.id}
+        if threshold is None:
+            row.append(pixels[number])
+        else:
+            found = sample.levels(threshold)
+            names = ("low", "high") if threshold.splits == 1 else ("low", "mid", "high")
+            share |= {name: float(sample.areas[found == k].sum()) for k, name in enumerate(names)}
+            levels = sample.on_pixels(found / threshold.splits, soft=False)
+            row.append(over_grey(levels, pixels[number], 0.5))
+        rows.append([*row, *(result[number] for result in results)])
+        shares.append(share)
+    return rows, shares, (samples[0].values.shape[0], samples[0].values.shape[1])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,16 @@ from spile.errors import AugmentationError
 Array = npt.NDArray[Any]
 Operations = Any
 """One operation, or several that follow each other; ``None`` for none."""
-Changed = tuple[Any, Any]
-"""An image and its targets."""
 Fill = float | Literal["mean"]
+
+
+class Changed(NamedTuple):
+    """What became of a sample."""
+
+    image: Any
+    targets: Any
+    in_place: bool = False
+    """All that was seen is still seen, where it was: a map of this picture is one of the sample."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,8 @@ class KeepSalient(Policy):
         for number, operation in enumerate(_steps(sample, self.operations)):
             image = sample.canvas.repainted(operation, image, sample.key(f"keep/{number}"))
         active = sample.levels(self.where) == self.where.splits
-        return sample.canvas.blended(image, sample.image, sample.on_pixels(active, soft=self.soft)), None
+        mask = sample.on_pixels(active, soft=self.soft)
+        return Changed(sample.canvas.blended(image, sample.image, mask), None)
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ class AttentionCrop(Policy):
         targets = sample.targets
         if targets is not None:
             targets = sample.canvas.cropped_targets(targets, box, sample.size)
-        return sample.canvas.cropped(sample.image, box, sample.size), targets
+        return Changed(sample.canvas.cropped(sample.image, box, sample.size), targets)
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ class AttentionDrop(Policy):
         active = sample.levels(self.where) == self.where.splits
         blank = sample.canvas.filled(sample.image, self.fill)
         mask = sample.on_pixels(active, soft=False)
-        return sample.canvas.blended(sample.image, blank, mask), sample.targets
+        return Changed(sample.canvas.blended(sample.image, blank, mask), sample.targets)
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,7 @@ class TargetedCutout(Policy):
         box = box_at(sample.centre(self.at, "cutout/centre"), share, sample.size, inside=True)
         blank = sample.canvas.filled(sample.image, self.fill)
         mask = box.mask(sample.size).astype(np.float32)
-        return sample.canvas.blended(sample.image, blank, mask), sample.targets
+        return Changed(sample.canvas.blended(sample.image, blank, mask), sample.targets)
 
 
 def checked_place(at: str) -> str:
@@ -233,13 +241,13 @@ def _steps(sample: Sample, operations: Operations) -> list[Any]:
 
 def _painted(sample: Sample, bands: Sequence[tuple[str, Operations, Array]], soft: bool) -> Changed:
     """Every band changed by its operations, one after the other; what moves pixels moves everything."""
-    image, targets = sample.image, sample.targets
+    image, targets, in_place = sample.image, sample.targets, True
     masks: Any = np.stack([sample.on_pixels(cells, soft=soft) for _, _, cells in bands])
     for band, (name, operations, _) in enumerate(bands):
         for number, operation in enumerate(_steps(sample, operations)):
             done = sample.canvas.operate(operation, image, masks, targets, sample.key(f"{name}/{number}"))
             if done.moved:
-                image, masks, targets = done.image, done.masks, done.targets
+                image, masks, targets, in_place = done.image, done.masks, done.targets, False
             else:
                 image = sample.canvas.blended(image, done.image, masks[band])
-    return image, targets
+    return Changed(image, targets, in_place)

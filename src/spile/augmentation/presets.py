@@ -26,7 +26,7 @@ _MADE: dict[str, Callable[[Canvas], Policy]] = {
     "crop": lambda c: AttentionCrop(),
     "drop": lambda c: AttentionDrop(),
     "cutout": lambda c: TargetedCutout(),
-    "cutmix": lambda c: MapCutMix(),
+    "mapcutmix": lambda c: MapCutMix(),
     "attentivecutmix": lambda c: AttentiveCutMix(),
     "saliencymix": lambda c: SaliencyMix(),
     "snapmix": lambda c: SnapMix(),

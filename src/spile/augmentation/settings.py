@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from spile.augmentation.geometry import Frame
+from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps
 from spile.augmentation.reductions import Reduce
 from spile.errors import AugmentationError
 from spile.preprocessing import ImagePreprocessing
+from spile.resolution import Point
 
 Given = tuple[float, float] | ImagePreprocessing | str | None
 """What the numbers of float images mean: a range such as ``(0, 1)``, the preprocessing that was applied to
@@ -46,6 +47,10 @@ class GuideLike(Protocol):
     @property
     def fingerprint(self) -> str:
         """Text that changes with whatever changes a map."""
+        ...
+
+    def fingerprint_in(self, run: str) -> str:
+        """The same of a model in training, whose weights change: its layers and the run take their place."""
         ...
 
     @property
@@ -125,7 +130,7 @@ def _range(given: Any) -> tuple[float, float]:
 
 
 def fingerprint(asked: GuideSettings, address: str, weights: str) -> str:
-    """The hash of all that determines a map."""
+    """The hash of all that determines a map; `weights` is text that stands for the model."""
     parts = {
         "weights": weights,
         "at": address,
@@ -143,3 +148,45 @@ FEWEST_CELLS = 4
 def seen_size(resolution: float, size: tuple[int, int]) -> tuple[int, int]:
     """What a guide sees of images of `size` (height, width)."""
     return max(1, round(size[0] * resolution)), max(1, round(size[1] * resolution))
+
+
+def only_point(points: Sequence[Point], at: Any) -> Point:
+    """The layer that a guide reads. Raises `AugmentationError` where there are several."""
+    if len(points) != 1:
+        names = ", ".join(point.name for point in points[:8])
+        raise AugmentationError(f"a guide reads one layer, and at={at!r} names {names}")
+    return points[0]
+
+
+def checked_grid(grid: Grid, point: Point, seen: tuple[int, int]) -> Grid:
+    """`grid` itself. Raises `AugmentationError` where it has too few cells."""
+    if grid.shape[0] * grid.shape[1] < FEWEST_CELLS:
+        raise AugmentationError(
+            f"{point.name} has {grid.shape[0]} x {grid.shape[1]} cells for images of "
+            f"{seen[0]} x {seen[1]} pixels: guide by an earlier layer, or by larger images"
+        )
+    return grid
+
+
+def watched_point(point: Point, settings: GuideSettings) -> Point:
+    """The layer whose activations a training pass gives away. Raises `AugmentationError` where none are."""
+    if settings.reduce in ("gradcam", "rollout"):
+        raise AugmentationError(
+            f"reduce={settings.reduce!r} needs a pass of its own: fill the bank from data, or write "
+            "reduce='l2', which a training pass gives away"
+        )
+    if point.side != "out" or point.item is not None or not point.only_call:
+        raise AugmentationError(
+            f"kept maps are of the output of a layer that runs once, not of {point.name}: name one such layer"
+        )
+    return point
+
+
+def needed_preprocessing(settings: GuideSettings, reference: str) -> ImagePreprocessing:
+    """A guide's own. Raises `AugmentationError` where it is not known; `reference` is one that brings it."""
+    if settings.preprocessing is None:
+        raise AugmentationError(
+            "the guide's preprocessing is not known, as it is a bare model object: write preprocessing="
+            f"spile.ImagePreprocessing(...), give a reference such as {reference!r}, or given='ready'"
+        )
+    return settings.preprocessing

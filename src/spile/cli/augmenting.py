@@ -19,8 +19,8 @@ def augment(
     policy: Annotated[
         str,
         typer.Option(
-            help="bylevel, inside, outside, keep, crop, drop, cutout, cutmix, attentivecutmix, saliencymix, "
-            "snapmix."
+            help="bylevel, inside, outside, keep, crop, drop, cutout, mapcutmix, attentivecutmix, "
+            "saliencymix, snapmix."
         ),
     ] = "bylevel",
     preview: Annotated[

@@ -6,8 +6,7 @@ with, so that is refused.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import keras
@@ -15,22 +14,25 @@ import numpy as np
 from keras import ops
 
 from spile.augmentation.features import (
+    ISDA,
     FeatureDropout,
     FeatureNoise,
     FeatureOperation,
     ManifoldMixup,
     MoEx,
     Plan,
+    SemanticNoise,
+    Steps,
     dropped,
-    mixed_labels,
-    plan,
+    noise,
+    single_point,
 )
-from spile.augmentation.randomness import Draw
 from spile.errors import AugmentationError, CaptureError
 from spile.keras.names import names_of
 from spile.keras.observing import observe
 from spile.keras.trees import is_tensor
-from spile.resolution import Point, resolve
+from spile.keras.watching import wrap_call
+from spile.resolution import resolve
 
 _EPSILON = 1e-5
 
@@ -49,48 +51,47 @@ class AtLayer:
         classes: int | None,
     ) -> None:
         points, _ = resolve(at, None, observe(model, example))
-        if len(points) != 1 or points[0].side != "out" or points[0].item or not points[0].only_call:
-            names = ", ".join(point.name for point in points[:8])
-            raise AugmentationError(f"at={at!r} names {names}: name the output of one layer that runs once")
-        self.point: Point = points[0]
+        self.point = single_point(points, at)
         self.operation = operation
-        self._seed, self._classes = seed, classes
-        self._drawn: Plan | None = None
-        self._layer = next(layer for layer, names in names_of(model).items() if self.point.path in names)
-        self._before = vars(self._layer).get("call")
-        call = self._layer.call
+        self.steps = Steps(operation, seed=seed, classes=classes)
+        layer = next(layer for layer, names in names_of(model).items() if self.point.path in names)
+        self._unwrap: Callable[[], None] = wrap_call(layer, self._change)
 
-        @functools.wraps(call)
-        def changed(*args: Any, **kwargs: Any) -> Any:
-            output = call(*args, **kwargs)
-            drawn, self._drawn = self._drawn, None
-            return output if drawn is None else self._changed(output, drawn)
+    def step(self, labels: Any, *, ids: Sequence[Any], epoch: int, progress: float | None = None) -> Any:
+        """Draw for the training batch that comes, and say what its labels are: (n, classes) weights.
 
-        object.__setattr__(self._layer, "call", changed)
-
-    def step(self, labels: Any, *, ids: Sequence[Any], epoch: int) -> Any:
-        """Draw for the training batch that comes, and say what its labels are: (n, classes) weights."""
-        numbers = np.asarray(ops.convert_to_numpy(labels) if is_tensor(labels) else labels)
-        if len(ids) != len(numbers):
-            raise AugmentationError(f"{len(ids)} ids for {len(numbers)} labels: pass one a sample")
-        if self._drawn is not None:
+        `progress` is the share of training that is done; `ISDA` and `SemanticNoise` grow with it.
+        """
+        if self.steps.waiting:
             raise CaptureError(
                 f"{self.point.name} did not run since the last step: a compiled training step keeps what it "
                 "was traced with, so write the loop without compiling, and call step before each batch"
             )
-        if numbers.ndim == 1:
-            if self._classes is None:
-                raise AugmentationError("write classes= (of spile.at_layer), or pass labels as weights")
-            numbers = np.eye(self._classes)[numbers.astype(int)]
-        self._drawn = plan(self.operation, ids, Draw(self._seed, epoch))
-        return mixed_labels(numbers, self._drawn)
+        numbers = np.asarray(ops.convert_to_numpy(labels) if is_tensor(labels) else labels)
+        return self.steps.begin(numbers, ids, epoch, progress)
+
+    def bound(self, logits: Any, weight: Any) -> Any:
+        """Of `ISDA`: the logits (n, classes) whose cross-entropy with the labels is the bound of the paper.
+
+        `weight` (features, classes) is that of the linear classifier, ``dense.kernel``; gradients flow into
+        it. Call it after the pass, in training.
+        """
+        w = ops.transpose(ops.convert_to_tensor(weight))
+        labels, half = self.steps.bounded(self.point, int(logits.shape[0]), int(w.shape[1]))
+        spread = ops.cast(ops.convert_to_tensor(half.astype(np.float32)), w.dtype)
+        if len(spread.shape) == 2:
+            own = ops.matmul(spread, ops.transpose(ops.square(w)))
+            crossed = ops.matmul(spread * w, ops.transpose(w))
+        else:
+            turned = ops.einsum("kd,ced->cke", w, spread)
+            own, crossed = ops.sum(turned * w, axis=2), ops.einsum("cke,ce->ck", turned, w)
+        # (classes y, classes j) of (w_j - w_y)ᵀ Σ_y (w_j - w_y) λ/2
+        added = own - 2 * crossed + ops.expand_dims(ops.diagonal(own), 1)
+        return logits + ops.cast(ops.take(added, labels.astype(np.int32), axis=0), logits.dtype)
 
     def close(self) -> None:
         """Leave the model as it was."""
-        if "call" in vars(self._layer):
-            object.__delattr__(self._layer, "call")
-            if self._before is not None:
-                object.__setattr__(self._layer, "call", self._before)
+        self._unwrap()
 
     def __enter__(self) -> Self:
         return self
@@ -98,12 +99,18 @@ class AtLayer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _changed(self, x: Any, drawn: Plan) -> Any:
+    def _change(self, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = run()
+        if not self.steps.waiting:
+            return output
         axes = self.point.layout or "BC"
-        if axes[0] != "B" or int(x.shape[0]) != len(drawn.partners):
-            raise CaptureError(
-                f"{self.point.name} holds {list(x.shape)}, and step was told of {len(drawn.partners)} samples"
-            )
+        drawn = self.steps.take(self.point, int(output.shape[axes.index("B")]))
+        assert drawn is not None
+        if axes[0] != "B":
+            raise CaptureError(f"{self.point.name} has its samples on another axis than the first")
+        return self._changed(output, axes, drawn)
+
+    def _changed(self, x: Any, axes: str, drawn: Plan) -> Any:
         wide = [1] * (len(x.shape) - 1)
         dtype = keras.backend.standardize_dtype(x.dtype)
         partners = np.asarray(drawn.partners, np.int32)
@@ -117,26 +124,35 @@ class AtLayer:
                 std = ops.sqrt(ops.var(x, axis=channels, keepdims=True) + _EPSILON)
                 return (x - mean) / std * ops.take(std, partners, axis=0) + ops.take(mean, partners, axis=0)
             case FeatureNoise(std=std):
-                generators = (np.random.Generator(np.random.Philox(key)) for key in drawn.keys)
-                noise = np.stack([each.standard_normal(tuple(x.shape[1:])) for each in generators])
                 scale = ops.std(ops.stop_gradient(x), axis=tuple(range(1, len(x.shape))), keepdims=True)
-                return x + std * scale * ops.cast(noise, dtype)
+                return x + std * scale * ops.cast(noise(drawn, x.shape[1:]), dtype)
             case FeatureDropout() as operation:
-                if sorted(axes) != ["B", "C", "X", "Y"]:
-                    raise AugmentationError(f"{self.point.name} is no map: FeatureDropout drops cells of one")
-                return x * ops.cast(self._kept(operation, x, axes.index("C"), drawn), dtype)
+                channels = axes.index("C")
+                strength = np.zeros([int(n) for axis, n in enumerate(x.shape) if axis != channels])
+                if operation.at == "active":
+                    strength = self._known(ops.sum(ops.square(ops.stop_gradient(x)), axis=channels))
+                kept = np.expand_dims(dropped(operation, strength, drawn, axes, self.point), channels)
+                return x * ops.cast(kept, dtype)
+            case SemanticNoise() | ISDA():
+                channels = axes.index("C")
+                others = tuple(axis for axis in range(1, len(x.shape)) if axis != channels)
+                value = ops.stop_gradient(x)
+                added = self.steps.learn(
+                    self._known(ops.mean(value, axis=others) if others else value), drawn
+                )
+                shape = [
+                    -1,
+                    *(int(x.shape[axis]) if axis == channels else 1 for axis in range(1, len(x.shape))),
+                ]
+                return x if added is None else x + ops.cast(added.reshape(shape), dtype)
         raise AugmentationError(f"{self.operation!r} is no operation at a layer")
 
-    def _kept(self, operation: FeatureDropout, x: Any, channels: int, drawn: Plan) -> Any:
-        shape = [int(n) for axis, n in enumerate(x.shape) if axis != channels]
-        strength = np.zeros(shape)
-        if operation.at == "active":
-            value = ops.sum(ops.square(ops.stop_gradient(x)), axis=channels)
-            try:
-                strength = np.asarray(ops.convert_to_numpy(value))
-            except Exception as error:  # JAX traces a pass that it differentiates
-                raise AugmentationError(
-                    f"{self.point.name}: which cells are active is not known while JAX traces the pass: "
-                    "write FeatureDropout(at='random')"
-                ) from error
-        return np.expand_dims(dropped(operation, strength, drawn), channels)
+    def _known(self, value: Any) -> np.ndarray[Any, Any]:
+        """A value on the host."""
+        try:
+            return np.asarray(ops.convert_to_numpy(value))
+        except Exception as error:  # JAX traces a pass that it differentiates
+            raise AugmentationError(
+                f"{self.point.name}: the activations are not known while JAX traces the pass: take an "
+                "operation that needs none of them, such as FeatureDropout(at='random')"
+            ) from error

@@ -63,3 +63,34 @@ def _classes(labels: Any, scores: Any) -> Any:
             f"{chosen.min()}..{chosen.max()}: pass labels of the guide's own classes, or none"
         )
     return chosen.astype(np.int32)
+
+
+def attentions(tap: Tap, images: Any) -> tuple[list[np.ndarray[Any, Any]], int]:
+    """The attention matrices (n, heads, tokens, tokens) of every block, and how many tokens are no patches.
+
+    The fused kernel never forms them, so each layer is asked for them, for this pass alone.
+    """
+    found = [each for each in names_of(tap.model) if isinstance(each, keras.layers.MultiHeadAttention)]
+    if not found:
+        raise AugmentationError(
+            "rollout reads the attention of keras.layers.MultiHeadAttention, and this guide has none: use "
+            "reduce='l2'"
+        )
+    kept: list[np.ndarray[Any, Any]] = []
+
+    def watch(layer: keras.Layer, _: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        asked = kwargs.get("return_attention_scores", False)
+        output, scores = type(layer).call(layer, *args, **{**kwargs, "return_attention_scores": True})
+        kept.append(np.asarray(ops.convert_to_numpy(ops.cast(scores, "float32"))))
+        return (output, scores) if asked else output
+
+    with stateless(tap.model, None), watching_calls(found, watch):
+        tap.model(images, training=False)
+    wrong = next((each.shape for each in kept if each.ndim != 4 or each.shape[2] != each.shape[3]), None)
+    if wrong is not None or len({each.shape[2] for each in kept}) != 1:
+        shapes = wrong or sorted({each.shape for each in kept})
+        raise AugmentationError(
+            f"rollout follows one row of tokens through self-attention, and this guide attends by "
+            f"{shapes}: use reduce='l2'"
+        )
+    return kept, tap.prefix_tokens(tap.points[0])

@@ -5,16 +5,17 @@ Operations run on Keras' backend; between them pixels are NumPy arrays, as a dat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated
+from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 from spile.keras.trees import is_tensor
@@ -30,10 +31,7 @@ class KerasCanvas:
     def size(self, images: Any) -> tuple[int, int]:
         """Height and width of every image."""
         if not (isinstance(images, np.ndarray) or is_tensor(images)) or len(images.shape) != 4:
-            raise AugmentationError(
-                "a Keras augmenter takes arrays or tensors (n, height, width, channels), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("Keras augmenter", "arrays or tensors (n, height, width, channels)", images)
         return int(images.shape[1]), int(images.shape[2])
 
     def count(self, images: Any) -> int:
@@ -48,16 +46,29 @@ class KerasCanvas:
         """The batch again."""
         if not images:
             return like
-        wrong = next((image for image in images if image.shape != tuple(like.shape[1:])), None)
-        if wrong is not None:
-            raise AugmentationError(
-                f"an operation made {list(wrong.shape)} of an image of {list(like.shape[1:])}: give "
-                "operations that keep the size"
-            )
+        for image in images:
+            check_same_size(image, like[0])
         batch = np.stack(images)
         if is_tensor(like):
             return ops.convert_to_tensor(batch, dtype=keras.backend.standardize_dtype(like.dtype))
         return batch.astype(like.dtype)
+
+    def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """One image as an array (height, width, channels), and the way back."""
+        if isinstance(image, Image.Image):
+            pixels = np.asarray(image)
+            grey = pixels.ndim == 2
+            return pixels[:, :, None] if grey else pixels, lambda made: Image.fromarray(
+                np.squeeze(made) if grey else made
+            )
+        if is_tensor(image):
+            dtype = keras.backend.standardize_dtype(image.dtype)
+            return self.array(image), lambda made: ops.convert_to_tensor(made, dtype=dtype)
+        return np.asarray(image), lambda made: made
+
+    def shared_number(self) -> Any:
+        """Keras' workers are threads."""
+        return [0]
 
     def steps(self, operation: Any) -> list[Any]:
         """A pipeline's layers one by one."""
@@ -107,11 +118,7 @@ class KerasCanvas:
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""
-        if other.shape != image.shape:
-            raise AugmentationError(
-                f"an operation made {list(other.shape)} of an image of {list(image.shape)}: give "
-                "operations that keep the size"
-            )
+        check_same_size(other, image)
         a, b, weight = image.astype(np.float32), other.astype(np.float32), mask[:, :, None]
         # From the nearer end, so that it is exact at both.
         blend = np.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1 - weight))

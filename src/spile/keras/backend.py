@@ -12,7 +12,7 @@ import keras
 from spile.augmentation.canvas import Canvas
 from spile.augmentation.features import FeatureOperation
 from spile.augmentation.settings import GuideLike, GuideSettings
-from spile.backend import AtLayer, Engine, EngineName, Mode, Precision
+from spile.backend import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.fitting import Fitted, Job
 from spile.keras.classifiers import set_classifier, with_classifier
 from spile.keras.deploying import save_reached, save_trained
@@ -38,6 +38,7 @@ __all__ = [
     "feed",
     "fit",
     "guide",
+    "keep",
     "load_reached",
     "load_trained",
     "observe",
@@ -105,6 +106,13 @@ def feed(feed: Any, workers: int) -> Any:
     from spile.keras.feeding import Batches
 
     return Batches(feed, workers)
+
+
+def keep(guide: Any, take: Take, *, pictures: bool = False) -> Kept:
+    """Watch the training passes of a guide's model."""
+    from spile.keras.keeping import Watched
+
+    return Watched(guide, take, pictures=pictures)
 
 
 def seed(seed: int) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from spile.augmentation.augmenter import Augmenter
+from spile.augmentation.geometry import Frame
 
 if TYPE_CHECKING:
     from spile.feeding import Feed
+
+_Given = dict[bytes, list[tuple[str, Frame | None]]]
 
 
 class Batches(keras.utils.PyDataset):
@@ -25,6 +30,8 @@ class Batches(keras.utils.PyDataset):
         self.feed = feed
         self.epoch = 0
         self._begun = False
+        self._given: list[_Given] | None = None
+        """Of this epoch, which the next one's may run ahead of, and of the one before."""
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that comes, counted from 0."""
@@ -36,8 +43,37 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, number: int) -> tuple[Any, Any]:
         """Images and labels."""
-        found = self.feed.batch(number, self.epoch)
+        found, origins = self.feed.traced(number, self.epoch)
+        if self._given is not None:
+            for image, one, frame in zip(found.images, origins.ids, origins.frames, strict=True):
+                self._given[0].setdefault(_digest(image), []).append((one, frame))
         return found.images, found.labels
+
+    def remember(self) -> None:
+        """From now on know by its pixels which sample a picture is of."""
+        self._given = [{}, {}]
+
+    def forget(self) -> None:
+        """An epoch is over."""
+        if self._given is not None:
+            self._given = [{}, self._given[0]]
+
+    def recognised(self, pictures: Any) -> tuple[list[str], list[Frame | None]]:
+        """Which samples pictures (n, height, width, channels) are of; a frame of ``None`` for any other.
+
+        Of equal pictures of several samples, whose maps are equal too, each is taken in its turn.
+        """
+        ids: list[str] = []
+        frames: list[Frame | None] = []
+        for picture in pictures:
+            key = _digest(picture)
+            found = next((held for given in self._given or () if (held := given.get(key))), None)
+            one, frame = found[0] if found else ("", None)
+            if found and len(found) > 1:
+                found.append(found.pop(0))
+            ids.append(one)
+            frames.append(frame)
+        return ids, frames
 
     def on_epoch_begin(self) -> None:
         """Keras' own signal."""
@@ -81,3 +117,7 @@ def mapped(augmenter: Augmenter) -> Callable[..., Any]:
         return pixels, weights
 
     return step
+
+
+def _digest(picture: Any) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(picture).tobytes(), digest_size=16).digest()

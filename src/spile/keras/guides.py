@@ -9,17 +9,26 @@ import numpy as np
 from keras import ops
 
 from spile.augmentation import reductions
+from spile.augmentation.canvas import not_images
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps, maps_of
-from spile.augmentation.settings import FEWEST_CELLS, GuideSettings, Meaning, fingerprint, seen_size
-from spile.errors import AugmentationError
-from spile.keras.attributing import score_gradients
+from spile.augmentation.settings import (
+    GuideSettings,
+    Meaning,
+    checked_grid,
+    fingerprint,
+    needed_preprocessing,
+    only_point,
+    seen_size,
+)
+from spile.keras import attributing
 from spile.keras.placing import grid_of
 from spile.keras.runtime import runtime
 from spile.keras.taps import Tap
 from spile.keras.trees import is_tensor, tensor_of
-from spile.keras.weights import weights_hash
+from spile.keras.weights import architecture_hash, weights_hash
 from spile.preprocessing import ImagePreprocessing
+from spile.resolution import Point
 
 
 class Guide:
@@ -28,10 +37,6 @@ class Guide:
     framework = "keras"
 
     def __init__(self, model: keras.Model, settings: GuideSettings) -> None:
-        if settings.reduce == "rollout":
-            raise AugmentationError(
-                "rollout reads the attention of timm's transformers; of a Keras model use reduce='l2'"
-            )
         self.model = model
         self.settings = settings
         self._meaning = Meaning.of(settings.given, (0.0, 255.0))
@@ -40,9 +45,19 @@ class Guide:
         self._grids: dict[tuple[int, int], Grid] = {}
 
     @property
+    def point(self) -> Point:
+        """The layer that is read."""
+        return only_point(self._tap.points, self.settings.at)
+
+    @property
     def fingerprint(self) -> str:
         """Text that changes with the weights, the layer, the reduction, the resolution, the preprocessing."""
-        return fingerprint(self.settings, self._tap.points[0].address, weights_hash(self.model))
+        return fingerprint(self.settings, self.point.address, weights_hash(self.model))
+
+    def fingerprint_in(self, run: str) -> str:
+        """The same of a model in training: its layers and the run take the place of its weights."""
+        model = f"run {run} of {architecture_hash(self.model)}"
+        return fingerprint(self.settings, self.point.address, model)
 
     @property
     def preprocessing(self) -> ImagePreprocessing | None:
@@ -57,10 +72,7 @@ class Guide:
         size = int(images.shape[1]), int(images.shape[2])
         with runtime().without_gradients():
             ready = self.ready(images)
-            seen = self._seen(ready)
-            if seen not in self._grids:
-                self._grids[seen] = self._grid(ready[:1], seen)
-            grid = self._grids[seen]
+            seen, grid = self._seen(ready), self.grid(ready[:1])
             raw = self._raw(ready, labels, grid)
         return maps_of(raw, grid.in_source(Frame.whole(size, seen)), size)
 
@@ -68,25 +80,18 @@ class Guide:
         """The images as the guide takes them: its own preprocessing and resolution."""
         pixels = tensor_of(images) if is_tensor(images) or isinstance(images, np.ndarray) else None
         if pixels is None or len(pixels.shape) != 4:
-            raise AugmentationError(
-                "a Keras guide takes arrays or tensors (n, height, width, channels), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("Keras guide", "arrays or tensors (n, height, width, channels)", images)
         asked = self.settings
         whole = keras.backend.standardize_dtype(pixels.dtype) == "uint8"
         if self._meaning is None and not whole:
             return _oriented(self._resized(pixels))
-        if asked.preprocessing is None:
-            raise AugmentationError(
-                "the guide's preprocessing is not known, as it is a bare model object: write preprocessing="
-                "spile.ImagePreprocessing(...), give a reference such as 'keras:VGG16', or given='ready'"
-            )
+        preprocessing = needed_preprocessing(asked, "keras:VGG16")
         values = ops.cast(pixels, "float32")
         if not whole and self._meaning is not None:
             self._meaning.check(float(ops.min(values)), float(ops.max(values)))
             values = values * _channels(self._meaning.factor) + _channels(self._meaning.shift)
             values = ops.flip(values, axis=-1) if self._meaning.bgr else values
-        return _oriented(_normalised(self._resized(values), asked.preprocessing))
+        return _oriented(_normalised(self._resized(values), preprocessing))
 
     def _resized(self, pixels: Any) -> Any:
         have = int(pixels.shape[1]), int(pixels.shape[2])
@@ -106,55 +111,66 @@ class Guide:
         height, width = ready.shape[2:] if first else ready.shape[1:3]
         return int(height), int(width)
 
-    def _grid(self, image: Any, seen: tuple[int, int]) -> Grid:
+    def grid(self, image: Any) -> Grid:
+        """Where the cells lie in what the guide sees, one image as the model takes it."""
+        seen = self._seen(image)
         if not self._learnt:
             self._tap(image)
             self._learnt = True
-        if len(self._tap.points) != 1:
-            names = ", ".join(point.name for point in self._tap.points[:8])
-            raise AugmentationError(f"a guide reads one layer, and at={self.settings.at!r} names {names}")
-        grid = grid_of(self._tap, image)
-        if grid.shape[0] * grid.shape[1] < FEWEST_CELLS:
-            raise AugmentationError(
-                f"{self._tap.points[0].name} has {grid.shape[0]} x {grid.shape[1]} cells for images of "
-                f"{seen[0]} x {seen[1]} pixels: guide by an earlier layer, or by larger images"
-            )
-        return grid
+        point = self.point
+        if seen not in self._grids:
+            self._grids[seen] = checked_grid(grid_of(self._tap, image), point, seen)
+        return self._grids[seen]
+
+    def kept(self, value: Any) -> Any:
+        """What is copied of an activation at the layer; `reduced` is what it becomes on the host."""
+        value = ops.cast(ops.stop_gradient(value), "float32")
+        axis = self._axes.index("C")
+        match self.settings.reduce:
+            case "pca":
+                return self._patches(ops.moveaxis(value, axis, -1), self._axes.replace("C", ""))
+            case "mean":
+                found = ops.mean(value, axis=axis)
+            case "max":
+                found = ops.amax(value, axis=axis)
+            case _:
+                found = ops.sqrt(ops.sum(ops.square(value), axis=axis))
+        return self._patches(found, self._axes.replace("C", ""))
+
+    def reduced(self, kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """(n, cells) float64; not normalised."""
+        values = np.asarray(kept, np.float64)
+        if self.settings.reduce == "pca":
+            return reductions.principal(values.reshape(len(values), -1, values.shape[-1]))
+        return values.reshape(len(values), -1)
 
     def _raw(self, ready: Any, labels: Any, grid: Grid) -> Any:
         """(n, h, w) NumPy."""
-        reduce, count = self.settings.reduce, int(ready.shape[0])
-        if reduce == "gradcam":
-            cells, gradients = score_gradients(self._tap, ready, labels)
-            values = reductions.class_activation(self._cells(cells, grid), self._cells(gradients, grid))
-            return values.reshape(count, *grid.shape)
-        (value,) = self._tap(ready).values()
-        value = ops.cast(value, "float32")
-        if reduce == "pca":
-            return reductions.principal(self._cells(value, grid)).reshape(count, *grid.shape)
-        axis = self._axes.index("C")
-        if reduce == "l2":
-            reduced = ops.sqrt(ops.sum(ops.square(value), axis=axis))
+        if self.settings.reduce == "gradcam":
+            cells, gradients = attributing.score_gradients(self._tap, ready, labels)
+            values = reductions.class_activation(self._cells(cells), self._cells(gradients))
+        elif self.settings.reduce == "rollout":
+            values = reductions.rollout(*attributing.attentions(self._tap, ready))
         else:
-            reduced = ops.mean(value, axis=axis) if reduce == "mean" else ops.amax(value, axis=axis)
-        kept = self._patches(reduced, self._axes.replace("C", ""))
-        return np.asarray(ops.convert_to_numpy(kept), np.float64).reshape(count, *grid.shape)
+            (value,) = self._tap(ready).values()
+            values = self.reduced(np.asarray(ops.convert_to_numpy(self.kept(value))))
+        return values.reshape(int(ready.shape[0]), *grid.shape)
 
     @property
     def _axes(self) -> str:
-        return "B" + (self._tap.points[0].layout or "").replace("B", "")
+        return "B" + (self.point.layout or "").replace("B", "")
 
     def _patches(self, reduced: Any, axes: str) -> Any:
         """Without class and register tokens."""
         if "T" in axes:
-            return reduced[:, self._tap.prefix_tokens(self._tap.points[0]) :]
+            return reduced[:, self._tap.prefix_tokens(self.point) :]
         return reduced if axes.index("Y") < axes.index("X") else ops.swapaxes(reduced, 1, 2)
 
-    def _cells(self, value: Any, grid: Grid) -> Any:
+    def _cells(self, value: Any) -> Any:
         """(n, cells, channels) float64 NumPy."""
         moved = ops.moveaxis(value, self._axes.index("C"), -1)
         kept = np.asarray(ops.convert_to_numpy(self._patches(moved, self._axes.replace("C", ""))), np.float64)
-        return kept.reshape(len(kept), grid.shape[0] * grid.shape[1], -1)
+        return kept.reshape(len(kept), -1, kept.shape[-1])
 
 
 def _channels(numbers: tuple[float, ...]) -> Any:

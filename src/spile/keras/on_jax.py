@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,6 +53,16 @@ def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[n
 def without_gradients() -> AbstractContextManager[Any]:
     """JAX keeps nothing outside `jax.grad`."""
     return nullcontext()
+
+
+def tell(function: Callable[..., None], *values: Any) -> None:
+    """Hand values to the host when they are computed, also from a compiled pass."""
+    jax.debug.callback(function, *values)
+
+
+def settle() -> None:
+    """Wait for all that is told."""
+    jax.effects_barrier()
 
 
 def versions() -> dict[str, str]:

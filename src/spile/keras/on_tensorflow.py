@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -64,6 +64,23 @@ def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[n
 def without_gradients() -> AbstractContextManager[Any]:
     """TensorFlow keeps nothing outside a tape."""
     return nullcontext()
+
+
+def tell(function: Callable[..., None], *values: Any) -> None:
+    """Hand values to the host when they are computed, also from a compiled pass, but for one of XLA."""
+
+    def told(*arrays: Any) -> list[Any]:
+        function(*arrays)
+        return []
+
+    if tf.executing_eagerly():
+        function(*(value.numpy() for value in values))
+    else:
+        tf.numpy_function(told, values, [])
+
+
+def settle() -> None:
+    """All is told already."""
 
 
 def versions() -> dict[str, str]:

@@ -91,6 +91,15 @@ def without_gradients() -> AbstractContextManager[Any]:
     return torch.no_grad()
 
 
+def tell(function: Callable[..., None], *values: Any) -> None:
+    """Hand values to the host."""
+    function(*(value.detach().cpu().numpy() for value in values))
+
+
+def settle() -> None:
+    """All is told already."""
+
+
 def versions() -> dict[str, str]:
     """PyTorch's version, and the device."""
     return {"torch": torch.__version__, "device": "cuda" if torch.cuda.is_available() else "cpu"}

@@ -51,6 +51,14 @@ class Runtime(Protocol):
         """A scope in which nothing is kept for gradients."""
         ...
 
+    def tell(self, function: Callable[..., None], *values: Any) -> None:
+        """Call ``function`` on the host with arrays of the values, when they are computed."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until all that was to be told is told."""
+        ...
+
     def versions(self) -> dict[str, str]:
         """Version of the backend, and the device it computes on."""
         ...

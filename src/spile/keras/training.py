@@ -150,11 +150,19 @@ class _Accuracy(keras.metrics.MeanMetricWrapper):
 
 
 def _right(labels: Any, logits: Any) -> Any:
-    labels = ops.reshape(labels, (-1,))
+    labels = ops.argmax(labels, axis=-1) if _mixed(labels, logits) else ops.reshape(labels, (-1,))
     return ops.equal(ops.cast(labels, "int32"), ops.cast(ops.argmax(logits, axis=-1), "int32"))
 
 
+def _mixed(labels: Any, logits: Any) -> bool:
+    """Whether labels are weights of all classes, not class numbers."""
+    return len(labels.shape) == 2 and labels.shape[1] == logits.shape[1] > 1
+
+
 def _loss(labels: Any, logits: Any) -> Any:
+    if _mixed(labels, logits):  # written out, as the weights of a mix need not sum to 1
+        scores = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+        return -ops.sum(ops.cast(labels, "float32") * scores, axis=-1)
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     return keras.losses.sparse_categorical_crossentropy(labels, ops.cast(logits, "float32"), from_logits=True)
 

@@ -14,6 +14,8 @@ from spile.keras.runtime import runtime
 
 Watch = Callable[[keras.Layer, Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]
 
+Change = Callable[[Callable[[], Any], tuple[Any, ...], dict[str, Any]], Any]
+
 _one_at_a_time = threading.RLock()
 
 
@@ -56,3 +58,25 @@ def watching_calls(
                 object.__delattr__(layer, name)
                 if before is not None:
                     object.__setattr__(layer, name, before)
+
+
+def wrap_call(layer: keras.Layer, change: Change) -> Callable[[], None]:
+    """From now on runs of `layer`, in every thread and trace, go through ``change(run, args, kwargs)``.
+
+    Gives what undoes it. `change` calls ``run()`` for the layer's output, and returns what is to be it.
+    """
+    before, call = vars(layer).get("call"), layer.call
+
+    @functools.wraps(call)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return change(lambda: call(*args, **kwargs), args, kwargs)
+
+    object.__setattr__(layer, "call", wrapper)
+
+    def undo() -> None:
+        if vars(layer).get("call") is wrapper:
+            object.__delattr__(layer, "call")
+            if before is not None:
+                object.__setattr__(layer, "call", before)
+
+    return undo

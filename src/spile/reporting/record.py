@@ -228,6 +228,8 @@ class Training:
     seconds: float | None = None
     heads: tuple[str, ...] = ()
     options: dict[str, str | None] = field(default_factory=dict)
+    augmented: tuple[Maps, ...] = ()
+    """What guided augmentation does to a few samples: their map, bands and results."""
 
 
 @dataclass(frozen=True, kw_only=True)

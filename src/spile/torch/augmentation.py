@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated
+from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 
@@ -28,10 +28,7 @@ class TorchCanvas:
     def size(self, images: Any) -> tuple[int, int]:
         """Height and width of every image."""
         if not isinstance(images, Tensor) or images.ndim != 4:
-            raise AugmentationError(
-                "a PyTorch augmenter takes tensors (n, channels, height, width), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("PyTorch augmenter", "tensors (n, channels, height, width)", images)
         return int(images.shape[2]), int(images.shape[3])
 
     def count(self, images: Any) -> int:
@@ -44,16 +41,31 @@ class TorchCanvas:
 
     def joined(self, images: Sequence[Any], like: Any) -> Any:
         """The batch again."""
-        wrong = next((image for image in images if image.shape != like.shape[1:]), None)
-        if wrong is not None:
-            raise AugmentationError(
-                f"an operation made {list(wrong.shape)} of an image of {list(like.shape[1:])}: give "
-                "operations that keep the size"
-            )
+        for image in images:
+            check_same_size(image, like[0])
         return torch.stack([image.to(like.dtype) for image in images]) if images else like
+
+    def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """One image as a tensor (channels, height, width), and the way back."""
+        if isinstance(image, Tensor):
+            return image.as_subclass(Tensor), lambda made: made
+        return functional.pil_to_tensor(image), functional.to_pil_image
+
+    def shared_number(self) -> Any:
+        """In shared memory."""
+        return torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def steps(self, operation: Any) -> list[Any]:
         """Composed transforms one by one."""
+        match _library(operation):
+            case "kornia":
+                from spile.torch import on_kornia
+
+                return on_kornia.steps(operation)
+            case "albumentations":
+                from spile.torch import on_albumentations
+
+                return on_albumentations.steps(operation)
         if isinstance(operation, (v2.Compose, nn.Sequential)):
             held = operation.transforms if isinstance(operation, v2.Compose) else operation
             return [step for each in held for step in self.steps(each)]
@@ -71,50 +83,36 @@ class TorchCanvas:
         if isinstance(operation, Photometric):
             with seeded(key, image.device):
                 return Operated(operation.function(image), masks, targets, False)
-        if not isinstance(operation, v2.Transform):
-            raise AugmentationError(
-                f"{_name(operation)} is no transform of torchvision.transforms.v2, so it is not known "
-                "whether it moves pixels: wrap a function that does not, "
-                "spile.augmentation.Photometric(function)"
-            )
         height, width = image.shape[-2:]
         # Two planes that are different everywhere show whether pixels were moved.
         rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
         columns = torch.arange(width, dtype=torch.float32)[None].expand(height, width)
         planes = torch.cat([torch.stack([rows, columns]), torch.as_tensor(masks)]).to(image.device)
-        sample = {"image": tv_tensors.Image(image), "planes": tv_tensors.Mask(planes), "targets": targets}
-        try:
-            with seeded(key, image.device), warnings.catch_warnings():
-                # Some that move nothing warn that they leave masks alone, which is what is wanted.
-                warnings.filterwarnings("ignore", message=".*passing through inputs of type")
-                done = operation(sample)
-        except TypeError as error:
-            if "Mask" not in str(error):
-                raise
-            raise AugmentationError(
-                f"{_name(operation)} does not say where it moves pixels to: use it in "
-                "spile.augmentation.KeepSalient, which pastes the region back"
-            ) from error
-        moved_planes = done["planes"].as_subclass(Tensor)
-        pixels = done["image"].as_subclass(Tensor)
-        if moved_planes.shape == planes.shape and torch.equal(moved_planes[:2], planes[:2]):
+        with seeded(key, image.device):
+            pixels, after, moved = _changed(operation, image, planes, targets, key)
+        if after.shape == planes.shape and torch.equal(after[:2], planes[:2]):
             return Operated(pixels, masks, targets, False)
-        return Operated(pixels, moved_planes[2:].cpu().numpy(), done["targets"], True)
+        return Operated(pixels, after[2:].cpu().numpy(), moved, True)
 
     def repainted(self, operation: Any, image: Any, key: int) -> Any:
         """One operation on the pixels alone."""
         function = operation.function if isinstance(operation, Photometric) else operation
         with seeded(key, image.device):
+            match _library(operation):
+                case "kornia":
+                    from spile.torch import on_kornia
+
+                    return on_kornia.repainted(operation, image)
+                case "albumentations":
+                    from spile.torch import on_albumentations
+
+                    return on_albumentations.repainted(operation, image, key)
             done = function(tv_tensors.Image(image) if isinstance(function, v2.Transform) else image)
         return done.as_subclass(Tensor) if isinstance(done, tv_tensors.TVTensor) else done
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""
-        if other.shape != image.shape:
-            raise AugmentationError(
-                f"an operation made {list(other.shape)} of an image of {list(image.shape)}: give "
-                "operations that keep the size"
-            )
+        check_same_size(other, image)
         weight = torch.as_tensor(mask, device=image.device, dtype=torch.float32)[None]
         blend = torch.lerp(image.float(), other.float(), weight.expand(image.shape))
         return (
@@ -179,6 +177,47 @@ class TorchCanvas:
         if strength == "weak":
             return [v2.ColorJitter(0.1, 0.1, 0.1)]
         return [v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.GaussianBlur(5, (0.5, 2.0))]
+
+
+def _library(operation: Any) -> str:
+    """Whose an operation is; the libraries are imported only where one of theirs comes."""
+    roots = {base.__module__.partition(".")[0] for base in type(operation).__mro__}
+    return next((name for name in ("kornia", "albumentations") if name in roots), "torchvision")
+
+
+def _changed(
+    operation: Any, image: Tensor, planes: Tensor, targets: Any, key: int
+) -> tuple[Tensor, Tensor, Any]:
+    """Image, planes (k, height, width) and targets under one random transformation."""
+    match _library(operation):
+        case "kornia":
+            from spile.torch import on_kornia
+
+            return on_kornia.changed(operation, image, planes, targets)
+        case "albumentations":
+            from spile.torch import on_albumentations
+
+            return on_albumentations.changed(operation, image, planes, targets, key)
+    if not isinstance(operation, v2.Transform):
+        raise AugmentationError(
+            f"{_name(operation)} is no transform of torchvision.transforms.v2, Kornia or Albumentations, so "
+            "it is not known whether it moves pixels: wrap a function that does not, "
+            "spile.augmentation.Photometric(function)"
+        )
+    sample = {"image": tv_tensors.Image(image), "planes": tv_tensors.Mask(planes), "targets": targets}
+    try:
+        with warnings.catch_warnings():
+            # Some that move nothing warn that they leave masks alone, which is what is wanted.
+            warnings.filterwarnings("ignore", message=".*passing through inputs of type")
+            done = operation(sample)
+    except TypeError as error:
+        if "Mask" not in str(error):
+            raise
+        raise AugmentationError(
+            f"{_name(operation)} does not say where it moves pixels to: use it in "
+            "spile.augmentation.KeepSalient, which pastes the region back"
+        ) from error
+    return done["image"].as_subclass(Tensor), done["planes"].as_subclass(Tensor), done["targets"]
 
 
 @contextmanager

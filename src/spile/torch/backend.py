@@ -12,7 +12,7 @@ import torch
 from spile.augmentation.canvas import Canvas
 from spile.augmentation.features import FeatureOperation
 from spile.augmentation.settings import GuideLike, GuideSettings
-from spile.backend import AtLayer, Engine, EngineName, Mode, Precision
+from spile.backend import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.fitting import Fitted, Job
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
@@ -40,6 +40,7 @@ __all__ = [
     "feed",
     "fit",
     "guide",
+    "keep",
     "load_reached",
     "load_trained",
     "observe",
@@ -115,6 +116,13 @@ def feed(feed: Any, workers: int) -> Any:
     from spile.torch.feeding import loader
 
     return loader(feed, workers)
+
+
+def keep(guide: Any, take: Take, *, pictures: bool = False) -> Kept:
+    """Watch the training passes of a guide's model."""
+    from spile.torch.keeping import Watched
+
+    return Watched(guide, take, pictures=pictures)
 
 
 def seed(seed: int) -> None:

@@ -18,10 +18,10 @@ class Batches(Dataset[Any]):
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, Any]:
-        """Images and labels."""
-        found = self.feed.batch(*place)
-        return found.images, found.labels
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, ...]:
+        """Images and labels, and where they come from if asked for."""
+        found, origins = self.feed.traced(*place)
+        return (found.images, found.labels, *([origins] if self.feed.origins else []))
 
 
 class Places(Sampler[tuple[int, int]]):
@@ -30,6 +30,10 @@ class Places(Sampler[tuple[int, int]]):
     def __init__(self, count: int) -> None:
         self.count = count
         self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that comes; Lightning calls this itself."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((number, self.epoch) for number in range(self.count))
@@ -43,11 +47,13 @@ class Loader(DataLoader[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that comes, counted from 0."""
-        self.sampler.epoch = epoch  # type: ignore[attr-defined]
+        self.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
 
 
 def loader(feed: Feed, workers: int) -> Loader:
     """The loader of a feed."""
+    # Workers that live on have a copy of a bank, which would stay as it was.
+    settled = getattr(feed.augmenter.source, "settled", True)
     generator = torch.Generator()  # the loader would draw a seed for its workers from the global one
     return Loader(
         Batches(feed),
@@ -55,5 +61,5 @@ def loader(feed: Feed, workers: int) -> Loader:
         sampler=Places(len(feed)),
         num_workers=workers,
         generator=generator,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0 and settled,
     )

@@ -9,13 +9,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spile.augmentation import reductions
+from spile.augmentation.canvas import not_images
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps, maps_of
-from spile.augmentation.settings import FEWEST_CELLS, GuideSettings, Meaning, fingerprint, seen_size
-from spile.errors import AugmentationError
+from spile.augmentation.settings import (
+    GuideSettings,
+    Meaning,
+    checked_grid,
+    fingerprint,
+    needed_preprocessing,
+    only_point,
+    seen_size,
+)
 from spile.preprocessing import ImagePreprocessing
+from spile.resolution import Point
 from spile.torch import attributing
-from spile.torch.models import weights_hash
+from spile.torch.models import architecture_hash, weights_hash
 from spile.torch.placing import grid_of
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of
@@ -35,9 +44,19 @@ class Guide:
         self._grids: dict[tuple[int, int], Grid] = {}
 
     @property
+    def point(self) -> Point:
+        """The layer that is read."""
+        return only_point(self._tap.points, self.settings.at)
+
+    @property
     def fingerprint(self) -> str:
         """Text that changes with the weights, the layer, the reduction, the resolution, the preprocessing."""
-        return fingerprint(self.settings, self._tap.points[0].address, weights_hash(self.model))
+        return fingerprint(self.settings, self.point.address, weights_hash(self.model))
+
+    def fingerprint_in(self, run: str) -> str:
+        """The same of a model in training: its layers and the run take the place of its weights."""
+        model = f"run {run} of {architecture_hash(self.model)}"
+        return fingerprint(self.settings, self.point.address, model)
 
     @property
     def preprocessing(self) -> ImagePreprocessing | None:
@@ -52,41 +71,25 @@ class Guide:
         size = int(images.shape[-2]), int(images.shape[-1])
         ready = self.ready(images)
         seen = int(ready.shape[-2]), int(ready.shape[-1])
-        if not self._learnt:
-            with torch.no_grad():
-                self._tap(ready[:1])
-            self._learnt = True
-        if len(self._tap.points) != 1:
-            names = ", ".join(point.name for point in self._tap.points[:8])
-            raise AugmentationError(f"a guide reads one layer, and at={self.settings.at!r} names {names}")
-        if seen not in self._grids:
-            self._grids[seen] = self._grid(ready[:1], seen)
-        grid = self._grids[seen]
+        grid = self.grid(ready[:1])
         return maps_of(self._raw(ready, labels, grid), grid.in_source(Frame.whole(size, seen)), size)
 
     def ready(self, images: Any) -> Tensor:
         """The images as the guide takes them: its own preprocessing and resolution."""
         if not isinstance(images, Tensor) or images.ndim != 4:
-            raise AugmentationError(
-                "a PyTorch guide takes tensors (n, channels, height, width), not "
-                f"{type(images).__name__} {list(getattr(images, 'shape', []))}"
-            )
+            raise not_images("PyTorch guide", "tensors (n, channels, height, width)", images)
         device = device_of(self.model)
         asked = self.settings
         pixels = images.detach().to(device)
         if self._meaning is None and pixels.dtype != torch.uint8:
             return self._resized(pixels)
-        if asked.preprocessing is None:
-            raise AugmentationError(
-                "the guide's preprocessing is not known, as it is a bare model object: write preprocessing="
-                "spile.ImagePreprocessing(...), give a reference such as 'timm:resnet18', or given='ready'"
-            )
+        preprocessing = needed_preprocessing(asked, "timm:resnet18")
         if pixels.dtype != torch.uint8 and self._meaning is not None:
             self._meaning.check(float(pixels.min()), float(pixels.max()))
             pixels = pixels.float() * _channels(self._meaning.factor, device)
             pixels = pixels + _channels(self._meaning.shift, device)
             pixels = pixels.flip(1) if self._meaning.bgr else pixels
-        return _normalised(self._resized(pixels.float()), asked.preprocessing)
+        return _normalised(self._resized(pixels.float()), preprocessing)
 
     def _resized(self, pixels: Tensor) -> Tensor:
         wanted = seen_size(self.settings.resolution, (int(pixels.shape[-2]), int(pixels.shape[-1])))
@@ -96,55 +99,62 @@ class Guide:
             pixels.float(), wanted, mode="bilinear", align_corners=False, antialias=True
         )
 
-    def _grid(self, image: Tensor, seen: tuple[int, int]) -> Grid:
-        grid = grid_of(self._tap, image)
-        if grid.shape[0] * grid.shape[1] < FEWEST_CELLS:
-            raise AugmentationError(
-                f"{self._tap.points[0].name} has {grid.shape[0]} x {grid.shape[1]} cells for images of "
-                f"{seen[0]} x {seen[1]} pixels: guide by an earlier layer, or by larger images"
-            )
-        return grid
+    def grid(self, image: Tensor) -> Grid:
+        """Where the cells lie in what the guide sees, an image (1, channels, height, width)."""
+        seen = int(image.shape[-2]), int(image.shape[-1])
+        if not self._learnt:
+            with torch.no_grad():
+                self._tap(image)
+            self._learnt = True
+        point = self.point
+        if seen not in self._grids:
+            self._grids[seen] = checked_grid(grid_of(self._tap, image), point, seen)
+        return self._grids[seen]
+
+    def reduced(self, value: Tensor) -> Any:
+        """(n, cells) float64 NumPy of an activation at the layer, samples first; not normalised."""
+        value = value.detach().float()
+        axis = self._axes.index("C")
+        match self.settings.reduce:
+            case "pca":
+                return reductions.principal(self._cells(value))
+            case "mean":
+                found = value.mean(axis)
+            case "max":
+                found = value.amax(axis)
+            case _:
+                found = value.square().sum(axis).sqrt()
+        kept = self._patches(found, self._axes.replace("C", ""))
+        return kept.flatten(1).double().cpu().numpy()
 
     def _raw(self, ready: Tensor, labels: Any, grid: Grid) -> Any:
         """(n, h, w) float64 NumPy."""
-        reduce = self.settings.reduce
-        if reduce == "gradcam":
+        if self.settings.reduce == "gradcam":
             cells, gradients = attributing.score_gradients(self._tap, ready, labels)
-            values = reductions.class_activation(self._cells(cells, grid), self._cells(gradients, grid))
-        elif reduce == "rollout":
-            attentions, prefix = attributing.attentions(self._tap, ready)
-            values = reductions.rollout(attentions, prefix)
+            values = reductions.class_activation(self._cells(cells), self._cells(gradients))
+        elif self.settings.reduce == "rollout":
+            values = reductions.rollout(*attributing.attentions(self._tap, ready))
         else:
             with torch.inference_mode():
                 (value,) = self._tap(ready).values()
-                value = value.float()
-                axis = self._axes.index("C")
-                if reduce == "pca":
-                    values = reductions.principal(self._cells(value, grid))
-                else:
-                    reduced = {
-                        "mean": lambda: value.mean(axis),
-                        "max": lambda: value.amax(axis),
-                        "l2": lambda: value.square().sum(axis).sqrt(),
-                    }[reduce]()
-                    values = self._patches(reduced, self._axes.replace("C", "")).double().cpu().numpy()
+                values = self.reduced(value)
         return values.reshape(len(ready), *grid.shape)
 
     @property
     def _axes(self) -> str:
-        return "B" + (self._tap.points[0].layout or "").replace("B", "")
+        return "B" + (self.point.layout or "").replace("B", "")
 
     def _patches(self, reduced: Tensor, axes: str) -> Tensor:
         """Without class and register tokens."""
         if "T" in axes:
-            return reduced[:, self._tap.prefix_tokens(self._tap.points[0]) :]
+            return reduced[:, self._tap.prefix_tokens(self.point) :]
         return reduced if axes.index("Y") < axes.index("X") else reduced.transpose(1, 2)
 
-    def _cells(self, value: Tensor, grid: Grid) -> Any:
+    def _cells(self, value: Tensor) -> Any:
         """(n, cells, channels) float64 NumPy."""
         moved = value.movedim(self._axes.index("C"), -1)
         kept = self._patches(moved, self._axes.replace("C", ""))
-        return kept.reshape(len(kept), grid.shape[0] * grid.shape[1], -1).double().cpu().numpy()
+        return kept.flatten(1, -2).double().cpu().numpy()
 
 
 def _channels(numbers: tuple[float, ...], device: torch.device) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spile.augmentation.augmenter import Augmenter
 from spile.backend import Backend, backend_of, framework_of
 from spile.errors import StoreError, TrainingError
+from spile.fitting import LabelledBatch
 from spile.models import LoadedModel, as_loaded, load_model
 from spile.preprocessing import ImagePreprocessing
 from spile.probing.ridge import fit_ridge
@@ -31,6 +33,9 @@ class Built:
     loaded: LoadedModel
     supervised: Any
     example: Any
+    augmenter: Augmenter | None = None
+    drawn_from: Callable[[int], Iterable[LabelledBatch]] | None = None
+    """Reads the batches that the augmenter changes."""
 
     @property
     def backend(self) -> Backend:

@@ -38,7 +38,7 @@ class Augmentation:
     at: AddressLike
     """The layer that guides."""
     policy: Policy | str = "bylevel"
-    """A policy of `spile.augmentation` that does not mix, or its name with operations of the framework."""
+    """A policy of `spile.augmentation`, or its name with operations of the framework."""
     guide: Any = None
     """Another model, or its reference; by default the one that is trained, as it is at the time."""
     reduce: str = "l2"

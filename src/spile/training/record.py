@@ -27,6 +27,7 @@ def write_record(
     rows: TrainingRows,
     source: Source,
     fitted: Fitted,
+    augmented: Sequence[Mapping[str, Any]],
     title: str | None,
     command: str | None,
 ) -> None:
@@ -61,6 +62,7 @@ def write_record(
                 "heads": heads,
                 "options": {key: value for key, value in options.items() if value not in ("None", "")},
                 "charts": charts(epochs, heads),
+                "augmented": augmented,
             },
         },
     )

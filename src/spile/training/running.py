@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from spile.fitting import Epoch, Fitted, Job, LabelledBatch
 from spile.models import LoadedModel
 from spile.preprocessing import ImagePreprocessing
 from spile.reporting import write_report
-from spile.training.augmenting import Read, augmented
+from spile.training.augmenting import Read, augmented, augmenter_of, drawn
 from spile.training.building import Built, build, load
 from spile.training.heads import save_heads
 from spile.training.recipe import Recipe, checked_options
@@ -124,6 +124,10 @@ def train(
         diagnose=diagnose,
         loggers=loggers,
     )
+    pictures = []
+    if built.augmenter is not None and built.drawn_from is not None:
+        last = len(fitted.epochs) - 1
+        pictures = drawn(built.augmenter, built.drawn_from, source, rows, folder, epoch=last)
     write_record(
         folder,
         recipe=recipe,
@@ -132,6 +136,7 @@ def train(
         rows=rows,
         source=source,
         fitted=fitted,
+        augmented=pictures,
         title=title,
         command=command,
     )
@@ -189,7 +194,10 @@ def fit(
     images = loaded.preprocessing
     read: Read = reader.train
     if recipe.augment is not None:
-        read = augmented(read, recipe.augment, built.loaded, source, rows, seed=seed)
+        heads = recipe.supervise is not None
+        augmenter = augmenter_of(recipe.augment, built, source, rows, seed=seed, heads=heads)
+        built = replace(built, augmenter=augmenter, drawn_from=read)
+        read = augmented(read, augmenter, source, rows)
     job = Job(
         model=built.loaded.model,
         supervised=built.supervised,

@@ -22,6 +22,7 @@ def example(name: str) -> Any:
     return module
 
 
+@pytest.mark.zoo
 def test_deep_supervision_torch(capsys: pytest.CaptureFixture[str]) -> None:
     history = example("deep_supervision_torch").main()
     assert len(history) == 8

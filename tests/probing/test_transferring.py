@@ -241,6 +241,7 @@ def test_a_second_run_in_the_same_folder_reuses_the_extraction(tmp_path: Path) -
     assert not (tmp_path / "pictures" / "stale.png").exists()
 
 
+@pytest.mark.zoo
 def test_scikit_learn_estimators_are_saved_without_pickle(tmp_path: Path) -> None:
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.svm import LinearSVC

@@ -77,6 +77,7 @@ def timm_configs() -> dict[str, dict[str, Any]]:
     return {name: json.loads(resolved) for resolved, name in distinct.items()}
 
 
+@pytest.mark.zoo
 def test_timm_preprocessing_is_that_of_timm_for_every_config_it_has() -> None:
     configs = timm_configs()
     assert len(configs) > 40

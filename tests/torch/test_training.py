@@ -315,6 +315,7 @@ def test_what_no_row_tells_is_not_known(tmp_path: Path) -> None:
     assert ">nan" not in html and "nan\u202f%" not in html
 
 
+@pytest.mark.zoo
 def test_a_teacher_by_the_folder_of_its_run(tmp_path: Path) -> None:
     teacher = run(tmp_path, "teacher", supervise=None, epochs=6)
     wanted = replace(HEADS, targets=[Labels(), Teacher(model=str(teacher.path))])

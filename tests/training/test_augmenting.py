@@ -51,6 +51,7 @@ def weights(run: spile.training.TrainRun) -> torch.Tensor:
     return torch.cat([value.double().flatten() for value in run.model.state_dict().values()])
 
 
+@pytest.mark.zoo
 def test_guided_and_placebo_runs_differ_and_each_is_repeatable(tmp_path: Path) -> None:
     found = {
         name: weights(train(tmp_path / name, augment=augment))

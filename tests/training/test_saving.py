@@ -110,6 +110,7 @@ def test_a_named_model_is_built_by_its_library(tmp_path: Path) -> None:
     assert spile.load(again.path).predict(data()[0][:4]).tolist()
 
 
+@pytest.mark.zoo
 def test_a_hugging_face_model_is_built_from_its_configuration(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

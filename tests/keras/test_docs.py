@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("keras.md", "supervision_keras.md", "augmentation_keras.md")
+PAGES = (pytest.param("keras.md", marks=pytest.mark.zoo), "supervision_keras.md", "augmentation_keras.md")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -32,6 +32,7 @@ def test_deep_supervision_of_a_resnet() -> None:
         assert history[f"{head}/labels"][-1] > 0
 
 
+@pytest.mark.zoo
 def test_guided_augmentation_by_vgg16(capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(ROOT / "examples" / "guided_augmentation_keras.py"))
     history = example["main"](example["parser"].parse_args(["--samples", "32", "--epochs", "1"]))

@@ -78,7 +78,7 @@ SCALES = [f"block35_{n}_ac" for n in range(1, 11)], [f"block17_{n}_ac" for n in 
 VGG = rows("block{}_conv{}", 2, 2, 3, 3, 3)
 
 CASES = [
-    Case("ResNet50", rows("conv{}_block{}_out", 3, 4, 6, 3, first=2), (3, 4, 6, 3), quick=True),
+    Case("ResNet50", rows("conv{}_block{}_out", 3, 4, 6, 3, first=2), (3, 4, 6, 3)),
     Case("ResNet50V2", rows("conv{}_block{}_out", 3, 4, 6, 3, first=2), (2, 1, 3, 1, 5, 1, 3)),
     Case("MobileNet", [f"conv_pw_{n}_relu" for n in range(1, 14)], (1, 2, 2, 6, 2), "conv_preds@in"),
     Case("MobileNetV2", V2, (1, 2, 3, 4, 3, 3, 1)),

@@ -111,6 +111,7 @@ def test_weights_and_targets_by_name(given: list[str]) -> None:
         target_named("label", given[0])
 
 
+@pytest.mark.zoo
 def test_a_run_is_used_and_taught_from(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,6 @@ def vit() -> keras.Model:
     return keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling1D()(x)))
 
 
-@pytest.mark.essential
 def test_rollout_asks_attention_layers_for_one_pass_only() -> None:
     """By hand: the matrices that each layer gives when it is asked for them."""
     from spile.augmentation import reductions
@@ -357,7 +356,6 @@ def test_a_compiled_step_is_noticed(model: keras.Model) -> None:
             layer.step(np.arange(4), ids=IDS, epoch=0)
 
 
-@pytest.mark.essential
 def test_isda_is_that_of_the_paper(model: keras.Model) -> None:
     """The bound by brute force (equation 6), for both covariances; noise of the class at every place."""
     from spile.augmentation import ISDA, SemanticNoise

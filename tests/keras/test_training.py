@@ -247,7 +247,6 @@ def test_the_heads_of_a_run_are_given_back(tmp_path: Path) -> None:
         spile.load_supervised(run(tmp_path / "bare", supervise=None, epochs=1).path)
 
 
-@pytest.mark.essential
 def test_mixes_train_on_weights_of_all_classes(tmp_path: Path) -> None:
     """A loss by hand, with weights that do not sum to 1, and a run."""
     from spile.keras.training import _loss, _right

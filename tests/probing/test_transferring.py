@@ -194,6 +194,7 @@ def test_labels_that_only_measure_and_own_splits(tmp_path: Path) -> None:
     assert found.test_score == pytest.approx(1.0)
 
 
+@pytest.mark.zoo
 def test_a_learning_curve_has_intervals_over_the_seeds(tmp_path: Path) -> None:
     from scipy.stats import t
 
@@ -320,6 +321,7 @@ def test_labels_that_do_not_suffice(tmp_path: Path, labels: Any, options: Any, m
         run(net(), open_source(images()[0], labels=labels), tmp_path, **options)
 
 
+@pytest.mark.zoo
 def test_a_model_whose_reference_does_not_give_it_back_is_exported(tmp_path: Path) -> None:
     loaded = spile.load_model("torchvision:squeezenet1_1", pretrained=False, input_size=32)
     loaded.model.features[0] = nn.Conv2d(3, 64, 5)  # no longer what the reference names

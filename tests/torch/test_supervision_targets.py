@@ -119,6 +119,7 @@ def test_labels_in_large_blocks_keep_every_class() -> None:
     assert set(losses.resized_labels(labels, (4, 4)).unique().tolist()) == {0, 1, 2, 20}
 
 
+@pytest.mark.zoo
 def test_segmentation_with_a_model_whose_output_is_a_dict() -> None:
     model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=3

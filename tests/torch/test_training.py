@@ -215,6 +215,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         run(tmp_path, "g", model=lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), supervise=None)
 
 
+@pytest.mark.zoo
 def test_the_probes_head_is_where_training_starts(tmp_path: Path) -> None:
     """LP-FT: with a rate of next to nothing the accuracy is that of the probe, not that of chance."""
     x, y = data()

@@ -22,7 +22,6 @@ from spile.supervision.operations import (
     parameters,
 )
 
-
 MAP = Features(kind="map", channels=24, size=(9, 7))
 TOKENS = Features(kind="tokens", channels=24, size=(5,), prefix_tokens=1)
 VECTOR = Features(kind="vector", channels=24)

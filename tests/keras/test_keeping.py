@@ -16,7 +16,6 @@ from spile.data import open_source
 from spile.errors import AugmentationError, CaptureError
 from spile.keras.keeping import KeepMaps
 
-
 SIDE = 16
 
 

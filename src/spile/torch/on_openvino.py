@@ -27,6 +27,8 @@ from spile.torch.tracing import Leaves, Traced, trace
 _TELEMETRY = "openvino_telemetry"
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 _lock = threading.Lock()
+_loading = threading.Lock()
+"""Two threads at once would make two cores, and one of these would be given back."""
 
 
 class OpenVINOEngine:
@@ -136,7 +138,6 @@ def import_openvino() -> Any:
             sys.modules.update(hidden)
 
 
-@cache
 def openvino_core() -> Any:
     """The one `openvino.Core` of this process, which is never given back.
 
@@ -144,6 +145,12 @@ def openvino_core() -> Any:
     reference goes, in whichever thread this happens. Were that another one, then the next signal that Python
     handles (Ctrl-C, a child that ends) would end the process.
     """
+    with _loading:
+        return _core()
+
+
+@cache
+def _core() -> Any:
     return import_openvino().Core()
 
 

@@ -83,6 +83,9 @@ def versions() -> dict[str, str]:
 def _compiled(traced: Traced, precision: Precision) -> list[Any]:
     """One request a stream."""
     core = openvino_core()
+    if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        # It would be emulated on some, at a fifth of the speed of float32.
+        raise EngineUnfit("this processor has no bfloat16: write precision='float32'")
     try:
         model = converted(traced.program)
         streams = max(1, torch.get_num_threads())

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from spile.errors import ModelError
+from spile.hashing import hash_of
 from spile.keras.names import children_of, is_graph, names_of
 from spile.loading import first_line
 
@@ -30,12 +32,14 @@ def weights_hash(model: keras.Model) -> str:
     The backend does not matter, nor do the names that Keras makes up. The states of random number
     generators, metrics and optimizers are left out.
     """
-    digest = hashlib.sha256()
-    for key, variable in sorted(_variables(model).items()):
-        value = _value(variable)
-        digest.update(f"{key}\0{value.dtype.name}\0{value.shape}\0".encode())
-        digest.update(value.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return hash_of(
+        (f"{key}\0{_stored_as(variable)}\0{tuple(variable.shape)}", partial(_bytes, variable))
+        for key, variable in sorted(_variables(model).items())
+    )
+
+
+def _bytes(variable: keras.Variable) -> Any:
+    return _value(variable).reshape(-1).view(np.uint8).data
 
 
 def architecture_hash(model: keras.Model) -> str:

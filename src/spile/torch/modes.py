@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
+
 
 class FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Tensors with shapes and no data. Remembers what they could not do: a model may swallow the error."""
@@ -29,10 +31,13 @@ class FakeTensors(FakeTensorMode):  # type: ignore[no-untyped-call]
         if self._failed is not None:
             raise self._failed
 
-    def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation."""
         try:
-            return super().__torch_dispatch__(*args, **kwargs)
+            if func is _BATCH_NORM:  # by its parts it would be most of the time of a pass
+                with self:
+                    return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+            return super().__torch_dispatch__(func, types, args, kwargs)
         except Exception as error:
             self._failed = error
             raise

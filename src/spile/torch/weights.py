@@ -9,7 +9,9 @@ import pickle
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spile.errors import ModelError
+from spile.hashing import hash_of
 from spile.loading import first_line
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -28,11 +31,14 @@ def weights_hash(model: nn.Module) -> str:
 
     Device and memory format do not matter.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_tensors(model).items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_of(
+        (f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}", partial(_bytes, tensor))
+        for name, tensor in sorted(_tensors(model).items())
+    )
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def architecture_hash(model: nn.Module) -> str:

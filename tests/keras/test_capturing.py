@@ -218,3 +218,24 @@ def test_what_one_pass_gave_stays_after_the_next() -> None:
         tap(X * 5)
         model(X * 7)
     np.testing.assert_array_equal(array(first), kept)
+
+
+def test_a_model_that_is_being_fitted_can_be_tapped_or_says_why_not() -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="one"), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    x = np.ones((2, 4), "float32")
+    tap = spile.tap(model, "one", example=x)
+    found: list[Any] = []
+
+    class During(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            try:
+                found.append(np.asarray(keras.ops.convert_to_numpy(tap(x)["one"])))
+            except CaptureError as error:
+                found.append(str(error))
+
+    model.fit(x, np.zeros((2, 2)), batch_size=2, epochs=1, verbose=0, callbacks=[During()])
+    if keras.backend.backend() == "jax":
+        assert "fit holds them while it trains" in found[0] and "clone_model" in found[0]
+    else:
+        np.testing.assert_allclose(found[0], keras.ops.convert_to_numpy(tap(x)["one"]), rtol=1e-5)

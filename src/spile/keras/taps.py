@@ -167,6 +167,8 @@ class Tap:
         if self._closed:
             raise CaptureError("this tap is closed: make a new one with spile.tap(...)")
         self.learn(inputs)
+        if state is None:
+            _require_weights(self.model)
         target = self.model if whole else self.pruned()
         paths = self._names[target]
         capture = Capture(
@@ -197,6 +199,15 @@ class Tap:
         """Which tokens are real, where the model is told so."""
         found = ({**inputs.kwargs} | _keyed(inputs.args)).items()
         return next((value for name, value in found if name in _MASKS), None)
+
+
+def _require_weights(model: keras.Model) -> None:
+    """Raises `CaptureError` where Keras has taken them away, as it does on JAX while a model is fitted."""
+    if any(variable._value is None and variable._initializer is None for variable in model.variables):
+        raise CaptureError(
+            f"the weights of {model.name!r} are not there: on JAX, fit holds them while it trains. Tap (or guide by) "
+            "a copy: copy = keras.models.clone_model(model); copy.set_weights(model.get_weights())"
+        )
 
 
 def _keyed(args: tuple[Any, ...]) -> dict[str, Any]:

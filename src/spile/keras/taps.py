@@ -205,8 +205,8 @@ def _require_weights(model: keras.Model) -> None:
     """Raises `CaptureError` where Keras has taken them away, as it does on JAX while a model is fitted."""
     if any(variable._value is None and variable._initializer is None for variable in model.variables):
         raise CaptureError(
-            f"the weights of {model.name!r} are not there: on JAX, fit holds them while it trains. Tap "
-            "(or guide by) a copy: copy = keras.models.clone_model(model); copy.set_weights(model.get_weights())"
+            f"the weights of {model.name!r} are not there: on JAX, fit holds them while it trains. Tap (or "
+            "guide by) a copy: copy = keras.models.clone_model(model); copy.set_weights(model.get_weights())"
         )
 
 

@@ -134,7 +134,11 @@ def test_losses_are_computed_in_float32_and_stay_finite_on_huge_half_precision_f
     supervised = make(
         model,
         head="linear",
-        targets=[Labels(), SelfDistill(hint=1.0), Teacher(model=Net(), at={"a": "a", "b": "b"}, kind="hint")],
+        targets=[
+            Labels(),
+            SelfDistill(hint=1.0),
+            *(Teacher(model=Net(), at={"a": "a", "b": "b"}, kind=kind) for kind in ("hint", "attention")),
+        ],
     ).half()
     model.factor = 1e3
     for reference in supervised.terms.references:

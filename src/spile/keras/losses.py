@@ -132,7 +132,7 @@ def towards(logits: Any, probabilities: Any) -> Any:
 def distillation(student: Any, teacher: Any, temperature: float) -> Any:
     """Cross-entropy with the teacher's tempered probabilities, times the squared temperature (Hinton et al.
     2015, section 2); the teacher gets no gradient."""
-    wanted = ops.softmax(ops.stop_gradient(teacher) / temperature, axis=-1)
+    wanted = ops.softmax(teacher / temperature, axis=-1)
     return ops.mean(towards(student / temperature, wanted)) * temperature**2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spile.augmentation.augmenter import Augmenter
+from spile.augmentation.centring import checked_centres
 from spile.augmentation.features import FeatureOperation
 from spile.augmentation.policies import Policy
 from spile.augmentation.reductions import checked_reduce
@@ -22,6 +23,7 @@ def guide(
     *,
     reduce: str = "l2",
     resolution: float = 1.0,
+    centres: str = "fields",
     given: Given = None,
     preprocessing: ImagePreprocessing | None = None,
     example: Any = None,
@@ -38,6 +40,9 @@ def guide(
         reduce: ``"l2"``, ``"mean"``, ``"max"``, ``"pca"``, ``"gradcam"`` or ``"rollout"``, see
             `spile.augmentation.reductions`.
         resolution: sides of what the guide sees as a share of the images' own; 0.5 costs a quarter.
+        centres: where a cell lies: ``"fields"``, in the middle of its receptive field, or ``"measured"``,
+            where the trained weights look in it (`spile.augmentation.centring`); that is found out once, at
+            first use, from a few mirrored pictures, and needs a map of 10 x 10 cells or more.
         given: what the numbers of float images mean: a range, by default (0, 1) in PyTorch and (0, 255) in
             Keras; the `spile.ImagePreprocessing` that was applied to them already; ``"ready"`` for the guide.
         preprocessing: the guide's own; a reference brings it along, a model object does not.
@@ -53,6 +58,7 @@ def guide(
         at=at,
         reduce=checked_reduce(reduce),
         resolution=resolution,
+        centres=checked_centres(centres),
         given=given,
         preprocessing=known if isinstance(known, ImagePreprocessing) else None,
         example=example if example is not None else example_for(loaded),

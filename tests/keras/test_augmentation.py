@@ -109,6 +109,24 @@ def test_grad_cam_by_finite_differences(model: keras.Model) -> None:
     np.testing.assert_allclose(ops.convert_to_numpy(gradient)[0], expected, atol=1e-6)
 
 
+def test_measured_centres_are_where_the_weights_look() -> None:
+    inputs = keras.Input((64, 64, 3))
+    convolution = layers.Conv2D(3, 5, strides=4, padding="same", use_bias=False, name="one")
+    model = keras.Model(inputs, layers.Conv2D(2, 1)(convolution(inputs)))
+    kernel = np.zeros((5, 5, 3, 3), np.float32)
+    kernel[0, 4] = np.eye(3)
+    convolution.set_weights([kernel])
+    seen = np.zeros((1, 64, 64, 3), np.uint8)
+    images = spile.ImagePreprocessing(crop=(64, 64))
+    fields, own = (
+        spile.guide(model, "one", centres=centres, preprocessing=images)(seen).grids[0]
+        for centres in ("fields", "measured")
+    )
+    middle = fields.rows.first
+    assert own.rows.first == pytest.approx(middle - 2, abs=0.4)
+    assert own.columns.first == pytest.approx(middle + 2, abs=0.4)
+
+
 def test_the_guide_normalises_for_itself(model: keras.Model) -> None:
     pixels = pictures()
     expected = ops.convert_to_numpy(spile.guide(model, "early", preprocessing=IMAGES).ready(pixels))

@@ -191,6 +191,8 @@ def test_a_map_of_one_cell_has_no_regions(model: nn.Module) -> None:
 def test_words_that_are_none(model: nn.Module) -> None:
     with pytest.raises(AugmentationError, match="unknown reduction 'l3': did you mean 'l2'"):
         spile.guide(model, "layer2", reduce="l3")
+    with pytest.raises(AugmentationError, match="centres='padding': write"):
+        spile.guide(model, "layer2", centres="padding")
     with pytest.raises(AugmentationError, match="resolution=0"):
         spile.guide(model, "layer2", resolution=0)
     with pytest.raises(AugmentationError, match="given='raw': write the range"):
@@ -214,3 +216,31 @@ def test_the_fingerprint_changes_with_what_changes_maps(model: nn.Module) -> Non
     }
     assert len(prints) == 5
     assert made() == made()
+
+
+def test_measured_centres_are_where_the_weights_look() -> None:
+    one = nn.Conv2d(3, 3, 5, stride=4, padding=2, bias=False)
+    with torch.no_grad():
+        one.weight.zero_()
+        for channel in range(3):
+            one.weight[channel, channel, 0, 4] = 1
+    model = nn.Sequential(one, nn.Conv2d(3, 2, 1))
+    asked: dict[str, Any] = {"given": "ready"}
+    guides = {c: spile.guide(model, "0", centres=c, **asked) for c in ("fields", "measured")}
+    grids = {centres: guide(images()).grids[0] for centres, guide in guides.items()}
+    assert (grids["fields"].rows.first, grids["fields"].columns.first) == (0, 0)
+    assert grids["measured"].rows.first == pytest.approx(-2, abs=0.4)
+    assert grids["measured"].columns.first == pytest.approx(2, abs=0.4)
+    assert guides["fields"].fingerprint != guides["measured"].fingerprint
+
+
+def test_a_trained_network_does_not_look_at_the_middle_of_its_windows() -> None:
+    """By strides and padding the centres are at 7; the weights undo that the padding is on one side."""
+    loaded = spile.load_model("demo:efficientnet_lite0", input_size=128)
+    pixels = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    fields, own = (
+        spile.guide(loaded, "blocks.2", centres=centres)(pixels).grids[0]
+        for centres in ("fields", "measured")
+    )
+    assert fields.rows.first == fields.columns.first == 7
+    assert 2 < own.rows.first < 4.5 and 2 < own.columns.first < 4.5

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from spile.augmentation.centring import Centres
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps
 from spile.augmentation.reductions import Reduce
@@ -29,6 +30,7 @@ class GuideSettings:
 
     at: Any
     reduce: Reduce
+    centres: Centres
     resolution: float
     """Sides of what the guide sees, as a share of the images' own."""
     given: Given
@@ -135,6 +137,7 @@ def fingerprint(asked: GuideSettings, address: str, weights: str) -> str:
         "weights": weights,
         "at": address,
         "reduce": asked.reduce,
+        "centres": asked.centres,
         "resolution": asked.resolution,
         "preprocessing": asked.preprocessing and asked.preprocessing.to_json(),
     }

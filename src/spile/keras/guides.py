@@ -10,6 +10,7 @@ from keras import ops
 
 from spile.augmentation import reductions
 from spile.augmentation.canvas import not_images
+from spile.augmentation.centring import measured
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps, maps_of
 from spile.augmentation.settings import (
@@ -119,8 +120,24 @@ class Guide:
             self._learnt = True
         point = self.point
         if seen not in self._grids:
-            self._grids[seen] = checked_grid(grid_of(self._tap, image), point, seen)
+            found = checked_grid(grid_of(self._tap, image), point, seen)
+            if self.settings.centres == "measured":
+                first = keras.config.image_data_format() == "channels_first"
+                found = measured(found, self._response, seen, int(image.shape[1 if first else -1]))
+            self._grids[seen] = found
         return self._grids[seen]
+
+    def _response(self, pictures: Any) -> Any:
+        """How active the cells are, (n, h, w) NumPy, for uint8 pictures (n, height, width, channels)."""
+        pixels = ops.cast(tensor_of(pictures.copy()), "float32")
+        known = self.settings.preprocessing
+        ready = (pixels - 127.5) / 64 if known is None else _normalised(pixels, known)
+        (value,) = self._tap(_oriented(ready)).values()
+        strength = self._strength(ops.cast(value, "float32"))
+        return ops.convert_to_numpy(self._patches(strength, self._axes.replace("C", "")))
+
+    def _strength(self, value: Any) -> Any:
+        return ops.sqrt(ops.sum(ops.square(value), axis=self._axes.index("C")))
 
     def kept(self, value: Any) -> Any:
         """What is copied of an activation at the layer; `reduced` is what it becomes on the host."""
@@ -134,7 +151,7 @@ class Guide:
             case "max":
                 found = ops.amax(value, axis=axis)
             case _:
-                found = ops.sqrt(ops.sum(ops.square(value), axis=axis))
+                found = self._strength(value)
         return self._patches(found, self._axes.replace("C", ""))
 
     def reduced(self, kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

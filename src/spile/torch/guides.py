@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from spile.augmentation import reductions
 from spile.augmentation.canvas import not_images
+from spile.augmentation.centring import measured
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.maps import Maps, maps_of
 from spile.augmentation.settings import (
@@ -108,8 +109,23 @@ class Guide:
             self._learnt = True
         point = self.point
         if seen not in self._grids:
-            self._grids[seen] = checked_grid(grid_of(self._tap, image), point, seen)
+            found = checked_grid(grid_of(self._tap, image), point, seen)
+            if self.settings.centres == "measured":
+                found = measured(found, self._response, seen, int(image.shape[1]))
+            self._grids[seen] = found
         return self._grids[seen]
+
+    def _response(self, pictures: Any) -> Any:
+        """How active the cells are, (n, h, w) NumPy, for uint8 pictures (n, height, width, channels)."""
+        pixels = torch.from_numpy(pictures.copy()).to(device_of(self.model)).movedim(-1, 1).float()
+        known = self.settings.preprocessing
+        ready = (pixels - 127.5) / 64 if known is None else _normalised(pixels, known)
+        with torch.inference_mode():
+            (value,) = self._tap(ready).values()
+        return self._patches(self._strength(value.float()), self._axes.replace("C", "")).cpu().numpy()
+
+    def _strength(self, value: Tensor) -> Tensor:
+        return value.square().sum(self._axes.index("C")).sqrt()
 
     def reduced(self, value: Tensor) -> Any:
         """(n, cells) float64 NumPy of an activation at the layer, samples first; not normalised."""
@@ -123,7 +139,7 @@ class Guide:
             case "max":
                 found = value.amax(axis)
             case _:
-                found = value.square().sum(axis).sqrt()
+                found = self._strength(value)
         kept = self._patches(found, self._axes.replace("C", ""))
         return kept.flatten(1).double().cpu().numpy()
 

@@ -16,6 +16,7 @@ import spile
 from spile.data import open_source
 from spile.errors import CaptureError, DataError, ModelError, ProbeError
 from spile.probing import deployment
+from spile.probing.precisions import compare_precisions
 from spile.probing.rows import split_rows
 
 READY = spile.ImagePreprocessing(resize=None, crop=None)
@@ -71,6 +72,46 @@ def test_a_model_object_becomes_a_folder_that_needs_nothing_else(tmp_path: Path)
     assert clf.predict_proba(pixels).argmax(1).tolist() == labels
     files = {path.name for path in (tmp_path / "run" / "model").iterdir()}
     assert files == {"model.json", "network.pt2", "head.safetensors"}
+
+
+def test_what_half_precision_changes_is_measured_and_shown(tmp_path: Path) -> None:
+    pixels, labels = images(60)
+
+    found = run(net(), (pixels, labels), tmp_path / "run", precision="bfloat16")
+
+    change = found.precision
+    assert change.precision == "bfloat16" and change.rows == 48
+    exact = run(net(), (pixels, labels), tmp_path / "exact")
+    assert exact.precision is None
+    same = next(row for row in exact.result.table if row.point == found.result.best.point)
+    assert change.float32 == pytest.approx(same.score, abs=0.1)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Computed in bfloat16: " in report and "in float32 (" in report
+    assert "Computed in" not in (tmp_path / "exact" / "report.html").read_text()
+    assert str(change) in str(found)
+
+
+def test_the_change_is_that_of_the_chosen_model_on_the_same_folds(tmp_path: Path) -> None:
+    """Activations that are wrong by far in half precision: the score must fall, and by as much as is said."""
+    pixels, labels = images(60)
+    found = run(net(), (pixels, labels), tmp_path / "run")
+    spoilt = spile.extract(
+        spile.tap(net(), {p: p for p in found.result.points}, example=(1, 3, 16, 16)),
+        (np.zeros_like(pixels), labels),
+        preprocessing=READY,
+        progress=False,
+    )
+    result = spile.probe(spoilt, cv=3, rows=np.arange(60))
+    change = compare_precisions(
+        result,
+        "bfloat16",
+        tap=spile.tap(net(), {p: p for p in result.points}, example=(1, 3, 16, 16)),
+        source=open_source((pixels, labels)),
+        store=spoilt,
+        preprocessing=READY,
+    )
+    assert change is not None
+    assert change.score < 0.7 and change.float32 == 1.0
 
 
 def test_rows_that_measure_leave_no_trace_in_what_is_fitted(tmp_path: Path) -> None:

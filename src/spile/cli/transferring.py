@@ -24,6 +24,7 @@ from spile.cli.options import (
     MaxParams,
     MetricName,
     ModelName,
+    Precision,
     Quiet,
     Rule,
     RuleName,
@@ -100,6 +101,9 @@ def transfer(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat the choice of training rows so often.")] = 1,
     unit_rows: UnitRows = False,
     group_duplicates: GroupDuplicates = False,
+    precision: Annotated[
+        Precision, typer.Option(help="What is computed in; the report shows what less than float32 changes.")
+    ] = Precision.float32,
     batch_size: BatchSize = None,
     max_bad: MaxBad = 0.01,
     weights: Weights = None,
@@ -129,6 +133,7 @@ def transfer(
         seeds=seeds,
         unit_rows=unit_rows,
         group_duplicates=group_duplicates,
+        precision=precision.value,
         batch_size=batch_size or "auto",
         max_bad=max_bad,
         progress=not quiet,

@@ -26,6 +26,7 @@ from spile.probing import pictures
 from spile.probing.features import joined
 from spile.probing.measuring import CurvePoint, HeldOut
 from spile.probing.metrics import named
+from spile.probing.precisions import PrecisionChange
 from spile.probing.result import ProbeResult, ProbeRow
 from spile.probing.ridge import RidgeFit
 from spile.probing.rows import Split, labels_of
@@ -66,6 +67,7 @@ def write_record(
     title: str | None,
     command: str | None,
     verified: Verified,
+    precision: PrecisionChange | None,
     timings: Sequence[Mapping[str, Any]],
     show: Sequence[tuple[str, Any]],
 ) -> None:
@@ -111,6 +113,7 @@ def write_record(
         "skipped": store.skipped.select(["id", "reason"]).slice(0, _SKIPPED).to_pylist(),
         "skipped_total": store.skipped.num_rows,
         "verification": asdict(verified),
+        "precision": None if precision is None else asdict(precision),
         "versions": _versions(store),
         "fingerprint": store.fingerprint,
         "environment": {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spile.backend import backend_of
+from spile.backend import Precision, backend_of
 from spile.errors import ProbeError
 from spile.extraction import extract
 from spile.models import as_loaded
@@ -22,6 +22,7 @@ from spile.probing.heads import check_name
 from spile.probing.leaks import warn_of_split
 from spile.probing.measuring import CurvePoint, curve_of, held_out_scores, mean_scores
 from spile.probing.metrics import Metric
+from spile.probing.precisions import PrecisionChange, compare_precisions
 from spile.probing.preparing import example_of, few_samples, make_folder, open_data, tap_for, texts_of
 from spile.probing.record import write_record
 from spile.probing.result import ProbeResult
@@ -49,6 +50,8 @@ class TransferRun:
     curve: tuple[CurvePoint, ...]
     """The same for each number of labels a class, where several were asked for."""
     seeds: int
+    precision: PrecisionChange | None
+    """What computing in less than float32 did to the score; ``None`` in float32."""
     report: Path
 
     def export(
@@ -67,6 +70,7 @@ class TransferRun:
             if means
             else "",
             *(str(point) for point in self.curve),
+            "" if self.precision is None else str(self.precision),
             f"report: {self.report}",
         ]
         return "\n".join(filter(None, lines))
@@ -94,6 +98,7 @@ def transfer(
     shots: int | Sequence[int] | None = None,
     seeds: int = 1,
     group_duplicates: bool = False,
+    precision: Precision = "float32",
     batch_size: int | Literal["auto"] = "auto",
     max_bad: float = 0.01,
     progress: bool = True,
@@ -133,6 +138,8 @@ def transfer(
         seeds: repeat the choice of training rows so often; the report lists them, the first makes the model.
         group_duplicates: keep near-duplicates on one side of every split, see `Store.near_duplicates`; they
             are warned of otherwise.
+        precision: what is computed in, as of `spile.extract`. With ``bfloat16`` some training rows are
+            computed in float32 too, and the report shows what it changes in the score.
         batch_size: samples a batch.
         max_bad: share of samples that may be unreadable.
         progress: show a bar where standard error is a terminal.
@@ -164,13 +171,13 @@ def transfer(
             tap,
             source,
             folder / "features.lance",
+            precision=precision,
             batch_size=batch_size,
             preprocessing=loaded.preprocessing,
             max_bad=max_bad,
             progress=progress,
         )
         timed.amount = len(store)
-    tap.close()
     with clock("choose a layer"):
         texts = texts_of(source, store)
         groups = store.near_duplicates().groups if group_duplicates else None
@@ -198,6 +205,10 @@ def transfer(
         ]
         held_out = held_out_scores(store, results, splits, head=head, texts=texts)
         fitted = _fit(results[0], estimator if head is None else head, calibrate=calibrate)
+        change = compare_precisions(
+            results[0], precision, tap=tap, source=source, store=store, preprocessing=loaded.preprocessing
+        )
+    tap.close()
     with clock("save and verify"):
         deployed, verified = save_and_verify(folder / "model", loaded, tap, results[0], fitted, few, store)
     curve = curve_of(draws, results, held_out)
@@ -217,6 +228,7 @@ def transfer(
         title=title,
         command=command,
         verified=verified,
+        precision=change,
         timings=clock.steps,
         show=show,
     )
@@ -229,6 +241,7 @@ def transfer(
         means=mean_scores(results[:seeds], held_out[:seeds]),
         curve=curve,
         seeds=seeds,
+        precision=change,
         report=write_report(folder),
     )
 

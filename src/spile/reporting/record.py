@@ -199,6 +199,17 @@ class Verification:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Precision:
+    """The chosen model's cross-validated score in less than float32, and in float32, on the same rows."""
+
+    precision: str
+    rows: int
+    score: float
+    float32: float
+    stderr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """One curve: a value an epoch, null where there is none."""
 
@@ -293,6 +304,7 @@ class Run:
     skipped: tuple[Skipped, ...] = ()
     skipped_total: int | None = None
     verification: Verification | None = None
+    precision: Precision | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     fingerprint: str | None = None
     environment: dict[str, Label] = field(default_factory=dict)

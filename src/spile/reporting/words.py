@@ -7,7 +7,7 @@ from datetime import datetime
 from math import isfinite
 
 from spile.reporting.findings import Drift, Findings, Grid, Layer
-from spile.reporting.record import Chart, Confusion, Neighbors, Row, Run, Training
+from spile.reporting.record import Chart, Confusion, Neighbors, Precision, Row, Run, Training
 
 NONE = "–"
 """Stands wherever there is no number."""
@@ -234,6 +234,16 @@ def cost_words(run: Run) -> str:
     pick = f" Chosen: {_scored(run.pick, run.metric)} at {magnitude(run.pick.macs)} MACs." if run.pick else ""
     title = f"Scatter chart of cross-validated {run.metric} against cost in MACs."
     return f"{title}{best}{pick}{_reference_words(run)}"
+
+
+def precision_words(change: Precision, metric: str) -> str:
+    """What computing in less than float32 did to the score."""
+    error = "" if change.stderr is None else f" ± {spread(change.stderr, metric)}"
+    return (
+        f"Computed in {change.precision}: {score(change.score, metric)} {metric} by cross-validation on "
+        f"{count(change.rows)} training rows, {score(change.float32, metric)} in float32 "
+        f"({signed(change.score - change.float32, metric)}{error})."
+    )
 
 
 def confusion_words(confusion: Confusion) -> str:

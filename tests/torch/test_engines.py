@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -148,3 +150,21 @@ def test_a_tap_of_a_bare_model_says_that_uint8_images_need_preprocessing() -> No
     tap = spile.tap(torch.nn.Conv2d(3, 4, 3), "@out", example=(1, 3, 8, 8))
     with pytest.raises(spile.ModelError, match="preprocessing="):
         tap(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+AFTER_TENSORFLOW = """
+import tensorflow, numpy as np, torch, spile
+tap = spile.tap(torch.nn.Sequential(torch.nn.Linear(3, 3)), "0", example=torch.ones(2, 3))
+for engine in ("eager", "openvino"):
+    spile.extract(tap, np.ones((8, 3), "float32"), engine=engine, progress=False)
+import torchvision
+print("fine")
+"""
+
+
+def test_a_process_that_has_loaded_tensorflow_goes_on() -> None:
+    """Triton after TensorFlow would end it without a word."""
+    pytest.importorskip("tensorflow")
+    done = subprocess.run([sys.executable, "-c", AFTER_TENSORFLOW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout == "fine\n"

@@ -43,7 +43,7 @@ def main(samples: int = 32, epochs: int = 2, batch_size: int = 8) -> list[dict[s
         taps={"stem": "relu#0", "middle": "layer2", "last": "layer4"},
         weight=Constant(0.9),  # shared evenly: 1 for the output, 0.3 for each head
     )
-    optimizer = torch.optim.Adam(supervised.parameters(), lr=1e-3)  # the heads are in it
+    optimizer = torch.optim.Adam(supervised.parameters(), lr=1e-4)  # the heads are in it
 
     steps = epochs * samples // batch_size
     history = []

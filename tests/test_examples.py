@@ -26,7 +26,8 @@ def example(name: str) -> Any:
 def test_deep_supervision_torch(capsys: pytest.CaptureFixture[str]) -> None:
     history = example("deep_supervision_torch").main()
     assert len(history) == 8
-    assert min(step["last/labels"] for step in history[4:]) < history[0]["last/labels"]
+    totals = [sum(value for name, value in step.items() if name.endswith("/labels")) for step in history]
+    assert sum(totals[4:]) < 0.9 * sum(totals[:4])
     assert history[0]["stem/weight"] == pytest.approx(0.3)
     assert "gradients of the stem: {'gradient_norm'" in capsys.readouterr().out
 

@@ -1,9 +1,10 @@
 """Where the cells of a trained network lie, measured. Pure.
 
-Strides and padding say where the window of a cell lies, and its weights what in that window counts. Networks
-that were trained with mirrored pictures weigh their windows so that the cells lie evenly: EfficientNet-Lite0,
-whose windows are 7.5 pixels to the right of that at stride 16, sees as if they were 2. A picture and its
-mirror image show the same thing, so that how far their maps are apart tells where the cells are.
+Strides and padding say where the window of a cell lies, and its weights what in that window counts. Trained
+networks were found to undo padding that lies on one side: the windows of EfficientNet-Lite0 at stride 16 are
+7.5 pixels to the right of an even grid, and it sees as if they were 2. (Training with mirrored pictures would
+ask for that.) A picture and its mirror image show the same thing, so that how far their maps are apart tells
+where the cells are.
 """
 
 from __future__ import annotations

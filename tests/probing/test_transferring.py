@@ -91,6 +91,16 @@ def test_what_half_precision_changes_is_measured_and_shown(tmp_path: Path) -> No
     assert str(change) in str(found)
 
 
+def test_a_run_that_fails_leaves_no_hook_on_the_model(tmp_path: Path) -> None:
+    pixels, labels = images()
+    model = net()
+    with torch.no_grad():
+        model.stem.weight.mul_(1e30)  # more than the store can hold
+    with pytest.raises(spile.StoreError):
+        run(model, (pixels, labels), tmp_path / "run")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_the_change_is_that_of_the_chosen_model_on_the_same_folds(tmp_path: Path) -> None:
     """Activations that are wrong by far in half precision: the score must fall, and by as much as is said."""
     pixels, labels = images(60)
@@ -105,7 +115,7 @@ def test_the_change_is_that_of_the_chosen_model_on_the_same_folds(tmp_path: Path
     change = compare_precisions(
         result,
         "bfloat16",
-        tap=spile.tap(net(), {p: p for p in result.points}, example=(1, 3, 16, 16)),
+        tap=lambda: spile.tap(net(), {p: p for p in result.points}, example=(1, 3, 16, 16)),
         source=open_source((pixels, labels)),
         store=spoilt,
         preprocessing=READY,

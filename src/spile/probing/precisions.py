@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,24 +46,26 @@ def compare_precisions(
     result: ProbeResult,
     precision: Precision,
     *,
-    tap: Tap,
+    tap: Callable[[], Tap],
     source: Source | Stream,
     store: Store,
     preprocessing: Preprocessing | None,
 ) -> PrecisionChange | None:
     """Compute some training rows again in float32, and score the chosen model on both.
 
-    `tap` has the points of the store. ``None`` for float32, and for data that cannot be read again by row.
+    `tap` makes one that has the points of the store. ``None`` for float32, and for data that cannot be read
+    again by row.
     """
     if precision == "float32" or isinstance(source, Stream):
         return None
     task = result._task.thinned(MOST_ROWS)
     part = select(source, np.asarray(store.positions)[task.rows].tolist())
-    exact = extract(tap, part, preprocessing=preprocessing, progress=False)
+    with closing(tap()) as again:
+        exact = extract(again, part, preprocessing=preprocessing, progress=False)
     candidate = result._candidate
     here = evaluate(Features(store, task), candidate, task)
-    again = replace(task, rows=np.arange(len(task.rows)))
-    there = evaluate(Features(exact, again), candidate, again)
+    alike = replace(task, rows=np.arange(len(task.rows)))
+    there = evaluate(Features(exact, alike), candidate, alike)
     gains = np.subtract(here.fold_scores, there.fold_scores).tolist()
     return PrecisionChange(
         precision=precision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -163,21 +163,21 @@ def transfer(
         few = few_samples(loaded, source)
         example = example_of(loaded, few)
         observation = backend_of(loaded.model).observe(loaded.model, example)
-        tap = tap_for(loaded, observation, addresses, example)
-        deployment.check(tap, example)
     folder = make_folder(out)
-    with clock("extract", unit="samples") as timed:
-        store = extract(
-            tap,
-            source,
-            folder / "features.lance",
-            precision=precision,
-            batch_size=batch_size,
-            preprocessing=loaded.preprocessing,
-            max_bad=max_bad,
-            progress=progress,
-        )
-        timed.amount = len(store)
+    with closing(tap_for(loaded, observation, addresses, example)) as tap:
+        deployment.check(tap, example)
+        with clock("extract", unit="samples") as timed:
+            store = extract(
+                tap,
+                source,
+                folder / "features.lance",
+                precision=precision,
+                batch_size=batch_size,
+                preprocessing=loaded.preprocessing,
+                max_bad=max_bad,
+                progress=progress,
+            )
+            timed.amount = len(store)
     with clock("choose a layer"):
         texts = texts_of(source, store)
         groups = store.near_duplicates().groups if group_duplicates else None
@@ -206,9 +206,13 @@ def transfer(
         held_out = held_out_scores(store, results, splits, head=head, texts=texts)
         fitted = _fit(results[0], estimator if head is None else head, calibrate=calibrate)
         change = compare_precisions(
-            results[0], precision, tap=tap, source=source, store=store, preprocessing=loaded.preprocessing
+            results[0],
+            precision,
+            tap=lambda: tap_for(loaded, observation, addresses, example),
+            source=source,
+            store=store,
+            preprocessing=loaded.preprocessing,
         )
-    tap.close()
     with clock("save and verify"):
         deployed, verified = save_and_verify(folder / "model", loaded, tap, results[0], fitted, few, store)
     curve = curve_of(draws, results, held_out)

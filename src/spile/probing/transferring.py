@@ -163,9 +163,9 @@ def transfer(
         few = few_samples(loaded, source)
         example = example_of(loaded, few)
         observation = backend_of(loaded.model).observe(loaded.model, example)
-    folder = make_folder(out)
     with closing(tap_for(loaded, observation, addresses, example)) as tap:
         deployment.check(tap, example)
+        folder = make_folder(out)
         with clock("extract", unit="samples") as timed:
             store = extract(
                 tap,

@@ -238,7 +238,7 @@ def cost_words(run: Run) -> str:
 
 def precision_words(change: Precision, metric: str) -> str:
     """What computing in less than float32 did to the score."""
-    error = "" if change.stderr is None else f" ± {spread(change.stderr, metric)}"
+    error = "" if change.stderr is None else f" {spread(change.stderr, metric)}"
     return (
         f"Computed in {change.precision}: {score(change.score, metric)} {metric} by cross-validation on "
         f"{count(change.rows)} training rows, {score(change.float32, metric)} in float32 "

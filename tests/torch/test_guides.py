@@ -177,6 +177,23 @@ def test_half_resolution_costs_a_quarter_and_lies_as_well(model: nn.Module) -> N
     assert half.grids[0].rows.stride == 8
 
 
+class Viewing(Net):
+    """Takes a view across channels, which a channels-last batch does not allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer1(x)
+        x = x.view(len(x), 2, -1).view(x.shape)
+        return self.fc(self.layer4(self.layer3(self.layer2(x))).mean((2, 3)))
+
+
+def test_a_model_that_takes_views_is_guided_too(model: nn.Module) -> None:
+    viewing = Viewing()
+    viewing.load_state_dict(model.state_dict())
+    found = spile.guide(viewing, "layer2", preprocessing=IMAGENET, example=SHAPE)(images())
+    plain = spile.guide(model, "layer2", preprocessing=IMAGENET, example=SHAPE)(images())
+    np.testing.assert_allclose(found.values, plain.values, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("at", ["layer*", ["layer1", "layer2"]])
 def test_a_guide_reads_one_layer(model: nn.Module, at: Any) -> None:
     with pytest.raises(AugmentationError, match="a guide reads one layer"):

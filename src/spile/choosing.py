@@ -145,11 +145,12 @@ class AskedEngine:
         """Run one batch. Raises `ModelError` on the first where the engine cannot, or gives other values."""
         if self._ready is not None:
             return self._ready(inputs)
+        expected = self.reference(inputs)  # first, as the tap may have yet to learn its points
         began = time.perf_counter()
         try:
             engine = self.candidate.prepare(inputs)
             own, found = _timed(engine, inputs)
-            error = checked(found, self.reference(inputs), self.precision)
+            error = checked(found, expected, self.precision)
         except EngineUnfit as unfit:
             raise ModelError(
                 f"engine {self.name!r} cannot run this tap: {unfit}. Leave engine at 'auto', or write 'eager'"

@@ -77,6 +77,8 @@ class Observation:
     """The first of the prefix tokens, where there are any, is a class token and no register."""
     value_dependent: bool = False
     """Which layers run, and how often, may depend on the values of the inputs."""
+    channels_last: bool = True
+    """PyTorch: it also takes images whose memory is channels last, which a `view` across channels forbids."""
 
     @cached_property
     def by_path(self) -> dict[str, tuple[Call, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,37 @@ def test_it_gives_what_the_tap_gives(pixels: np.ndarray[Any, Any], example: Any)
         np.testing.assert_array_equal(found[name], expected.detach().numpy())
     assert model.training
     assert model.norm.num_batches_tracked == 0
+
+
+class Flattened(nn.Module):
+    """Ends with a `view` across channels, which memory that is channels last forbids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4 * 6 * 4, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.conv(image)
+        return self.head(maps.view(maps.size(0), -1))
+
+
+@pytest.mark.parametrize("engine", ["eager", "compile", "openvino"])
+@pytest.mark.parametrize(("ready", "example"), [(False, (1, 3, 8, 6)), (True, None)])
+def test_a_model_that_takes_views_runs_on_every_engine(
+    pixels: np.ndarray[Any, Any], ready: bool, engine: Any, example: Any
+) -> None:
+    model = Flattened().eval()
+    image = model_inputs(pixels, preprocessing=SPEC, device=CPU).contiguous()
+    tap = spile.tap(model, ["conv", "head"], pool=None, example=example)
+    data = image.numpy() if ready else pixels
+    store = spile.extract(tap, data, engine=engine, preprocessing=SPEC, dtype="float32", progress=False)
+    with torch.no_grad():
+        np.testing.assert_allclose(store["head"], model(image).numpy(), rtol=1e-4, atol=1e-5)
+    tap.verify(image.contiguous(memory_format=torch.channels_last))
+    if not ready:
+        tap.origin = SimpleNamespace(preprocessing=SPEC)
+        np.testing.assert_allclose(tap(pixels)["head"].detach().numpy(), store["head"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_dict_is_keywords(pixels: np.ndarray[Any, Any]) -> None:

@@ -189,6 +189,23 @@ def test_a_model_that_comes_in_evaluation_mode_is_trained_in_training_mode(tmp_p
     assert int(found.model[0][1].num_batches_tracked) >= 2 * 6
 
 
+class Viewing(nn.Module):
+    """Takes a `view` across channels, which memory that is channels last forbids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(4 * 36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x).view(x.size(0), -1))
+
+
+@pytest.mark.parametrize("supervise", [None, spile.Supervision(taps=["conv"], head="linear")])
+def test_a_model_that_takes_views_is_trained(tmp_path: Path, supervise: Any) -> None:
+    assert run(tmp_path, model=Viewing, epochs=4, supervise=supervise).accuracy > 0.9
+
+
 def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
     run(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="holds a run already: go on with it"):

@@ -44,7 +44,9 @@ def observe(model: nn.Module, example: Any) -> Observation:
     inputs = inputs_of(base, example)
     two = with_samples(inputs, 2)
     subject, calls = _first_pass(base, two)
-    more = subject.variant(with_samples(inputs, 3))
+    three = with_samples(inputs, 3)
+    channels_last = subject.variant(_each(three, _channels_last))
+    more = channels_last or subject.variant(three)
     larger = next(filter(None, map(subject.variant, _enlarged(two))), {})
     modules = dict(subject.model.named_modules())
     observation = Observation(
@@ -57,6 +59,7 @@ def observe(model: nn.Module, example: Any) -> Observation:
         text=any(not t.is_floating_point() and t.ndim == 2 for _, t in tensors(inputs)),
         class_token=_has_class_token(base),
         value_dependent=subject.fake is None,
+        channels_last=bool(channels_last),
     )
     said: Any = getattr(base, "num_prefix_tokens", None)
     return layouts.with_prefix_tokens(observation, larger, said=said if isinstance(said, int) else None)
@@ -76,6 +79,10 @@ def with_samples(inputs: Inputs, samples: int) -> Inputs:
         return t[:1].expand(samples, *t.shape[1:]).contiguous() if t.ndim and t.shape[0] == rows else t
 
     return _each(inputs, repeated)
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
 
 
 class _EscapedError(Exception):

@@ -25,6 +25,7 @@ from spile.torch.trees import (
     is_compiled,
     names_of,
     position_of,
+    transform,
     unwrap,
 )
 from spile.torch.verifying import compare, reference
@@ -73,6 +74,7 @@ class Tap(nn.Module):
         self.value_dependent = False
         """Which layers run, and how often, may depend on the values of the inputs."""
         self._may_stop = True
+        self._channels_last = True
         self._mask_at: int | None = None
         self._capture = Capture()
         self._observers: list[Observer] = []
@@ -117,7 +119,7 @@ class Tap(nn.Module):
         with unchanged(self.model):
             found = self(*args, **kwargs)
         base = unwrap(self.model)
-        inputs = self._inputs(base, args, kwargs)
+        inputs = self.taken(self._inputs(base, args, kwargs))
         with unchanged(self.model), quiet_pass(self.model, evaluate=self.mode == "eval"):
             expected = reference(
                 base,
@@ -154,6 +156,7 @@ class Tap(nn.Module):
         self.value_dependent = observation.value_dependent
         # Where the values decide what runs, only the whole pass shows that a layer did not run once more.
         self._may_stop = not (observation.value_dependent and any(point.only_call for point in points))
+        self._channels_last = observation.channels_last
         self._mask_at = position_of(unwrap(self.model), "attention_mask")
         self._capture = Capture(
             points, {point.name: prefix_tokens_at(point, observation) for point in points}
@@ -185,6 +188,7 @@ class Tap(nn.Module):
         with _resolving:
             if not self._points:
                 self._resolve(inputs)
+        inputs = self.taken(inputs)
         # DDP synchronises gradients of whole forward passes; without gradients it is not needed at all.
         distributed = base is not self.model and torch.is_grad_enabled()
         stop = stop and self._may_stop and not distributed
@@ -208,6 +212,10 @@ class Tap(nn.Module):
         ready = (ready_images(a, preprocessing=preprocessing, device=device_of(base)) for a in args)
         return called_with(base, tuple(ready), kwargs)
 
+    def taken(self, inputs: Any) -> Any:
+        """The tensors of a batch as the model takes them: spile's own are channels last, which is faster."""
+        return inputs if self._channels_last else transform(inputs, Tensor.contiguous)
+
     def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Activations]:
         """The pass as the compiler sees it: without a stop, it drops by itself what is not used."""
         if not self._points:
@@ -216,6 +224,7 @@ class Tap(nn.Module):
             raise CaptureError(
                 "call model.eval() before the tap is compiled, or make the tap with mode='as_is'"
             )
+        args, kwargs = self.taken((args, kwargs))
         self._capture.begin(stop=False, mask=self.mask_of(args, kwargs))
         output = self.model(*args, **kwargs)
         return output, self._capture.check(self._capture.end())

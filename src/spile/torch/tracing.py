@@ -49,6 +49,7 @@ class Leaves:
             images = False
             model = unwrap(tap.model)
             ready = model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+            ready = tap.taken(ready)
             args, kwargs = ((), ready) if isinstance(ready, dict) else ((ready,), {})
             given = called_with(model, args, kwargs)
         flat, spec = pytree.tree_flatten((given.args, given.kwargs))

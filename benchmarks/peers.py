@@ -82,7 +82,7 @@ def captum_activation(model: nn.Module, layer: str) -> Features:
 
 def bare_openvino(model: nn.Module, x: Tensor) -> Callable[[], None]:
     """OpenVINO's forward pass of a model that ends at the layer: ready input, results left where they are."""
-    from spile.torch.on_openvino import import_openvino
+    from spile.on_openvino import import_openvino
 
     openvino = import_openvino()
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,10 +20,10 @@ TOLERANCE: Mapping[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest difference of a value from eager float32, relative to its own size plus the point's RMS."""
 
 PREPARATIONS_IN_RUN = 4
-"""How often preparing must fit into the time of the eager run: a quarter of it is lost at worst."""
+"""How often preparing must fit into the time of the run without: a quarter of it is lost at worst."""
 
 FASTER = 0.9
-"""A candidate must take less than this share of eager's time."""
+"""A candidate must take less than this share of the time that a batch takes otherwise."""
 
 _ROUNDS = 2
 
@@ -43,12 +44,13 @@ class Candidate:
 
 @dataclass
 class AutoEngine:
-    """Eager, or the first candidate that is worth preparing, gives the same values, and is faster.
+    """The usual engine, or the first candidate that is worth preparing, gives the same values, and is faster.
 
     Which one is settled on the first batch and stays; `notes` say why.
     """
 
-    eager: Engine
+    usual: Engine
+    """What runs unless a candidate is better: eager, or what the framework compiles by itself."""
     candidates: Sequence[Candidate]
     samples: int | None
     """How many the run computes; unknown where it is a stream that does not tell."""
@@ -57,12 +59,16 @@ class AutoEngine:
     """Eager in float32: what values are compared with."""
     notes: dict[str, Any] = field(default_factory=lambda: {"asked": "auto"})
     _chosen: Engine | None = None
-    at_once: ClassVar[int] = 1
 
     @property
     def name(self) -> str:
         """The chosen engine; ``auto`` before the first batch."""
         return "auto" if self._chosen is None else self._chosen.name
+
+    @property
+    def at_once(self) -> int:
+        """That of the chosen engine; the first batch runs alone."""
+        return 1 if self._chosen is None else self._chosen.at_once
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -73,12 +79,12 @@ class AutoEngine:
         """Run one batch; the first one decides."""
         if self._chosen is not None:
             return self._chosen(inputs)
-        seconds, found = _timed(self.eager, inputs)
-        self._chosen = self.eager
+        seconds, found = _timed(self.usual, inputs)
+        self._chosen = self.usual
         for candidate in self.candidates:
             reason = self._not_worth(candidate, seconds, found)
             if reason is None:  # the first pass is slower than those that follow
-                seconds = min(seconds, _timed(self.eager, inputs)[0])
+                seconds = min(seconds, _timed(self.usual, inputs)[0])
                 reason = self._not_worth(candidate, seconds, found)
             if reason is None:
                 try:
@@ -86,7 +92,8 @@ class AutoEngine:
                 except EngineUnfit as unfit:
                     reason = str(unfit)
             self.notes.setdefault("passed_over", {})[candidate.name] = reason
-        self.notes["why"] = "nothing faster is at hand" if not self.candidates else "see passed_over"
+        otherwise = "nothing faster is at hand" if not self.candidates else "see passed_over"
+        self.notes["why"] = self.usual.notes.get("why", otherwise)
         return found
 
     def _not_worth(self, candidate: Candidate, seconds: float, found: Arrays) -> str | None:
@@ -98,7 +105,7 @@ class AutoEngine:
         if expected >= needed:
             return None
         return (
-            f"the run is too short: about {expected:.3g} s in eager, and preparing takes about "
+            f"the run is too short: about {expected:.3g} s with {self.usual.name}, and preparing takes about "
             f"{candidate.preparation_seconds:.3g} s, which pays from {needed:.3g} s on"
         )
 
@@ -109,14 +116,14 @@ class AutoEngine:
         found = engine(inputs)
         prepared = time.perf_counter() - began
         error = checked(found, self.reference(inputs), self.precision)
-        rounds = [(_timed(self.eager, inputs)[0], _timed(engine, inputs)[0]) for _ in range(_ROUNDS)]
-        eager, own = (min(times) for times in zip(*rounds, strict=True))
-        if own >= FASTER * eager:
-            raise EngineUnfit(f"not faster: {own:.3g} s a batch, eager {eager:.3g} s")
+        rounds = [(_seconds(self.usual, inputs), _seconds(engine, inputs)) for _ in range(_ROUNDS)]
+        usual, own = (min(times) for times in zip(*rounds, strict=True))
+        if own >= FASTER * usual:
+            raise EngineUnfit(f"not faster: {own:.3g} s a batch, {self.usual.name} {usual:.3g} s")
         self._chosen = engine
         self.notes |= {
-            "why": f"{eager / own:.2g} times as fast as eager, and equal within the tolerance",
-            "seconds_a_batch": {"eager": round(eager, 4), candidate.name: round(own, 4)},
+            "why": f"{usual / own:.2g} times as fast as {self.usual.name}, and equal within the tolerance",
+            "seconds_a_batch": {self.usual.name: round(usual, 4), candidate.name: round(own, 4)},
             "preparation_seconds": round(prepared, 2),
             "largest_difference": error,
             "tolerance": TOLERANCE[self.precision],
@@ -201,6 +208,16 @@ def difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> f
 def reason_of(error: Exception) -> str:
     """One line for the manifest."""
     return f"{type(error).__name__}: {first_line(error)}"[:300]
+
+
+def _seconds(engine: Engine, inputs: Any) -> float:
+    """Seconds a batch, with as many at a time as the engine takes."""
+    if engine.at_once == 1:
+        return _timed(engine, inputs)[0]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(engine.at_once) as pool:
+        list(pool.map(engine, [inputs] * engine.at_once))
+    return (time.perf_counter() - began) / engine.at_once
 
 
 def _timed(engine: Engine, inputs: Any) -> tuple[float, Arrays]:

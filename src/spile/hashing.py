@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from spile.cores import usable_cores
 
 _MOST_THREADS = 8
 
@@ -16,7 +17,7 @@ def hash_of(parts: Iterable[tuple[str, Callable[[], Any]]]) -> str:
 
     A part makes its bytes when it is its turn, so that few are in memory at once.
     """
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, usable_cores())) as pool:
         return hashlib.sha256(b"".join(pool.map(_digest, parts))).hexdigest()
 
 

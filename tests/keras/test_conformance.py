@@ -16,6 +16,7 @@ from spile.keras import capturing
 
 pytest.register_assert_rewrite("spile.testing")
 
+from spile.keras.runtime import runtime  # noqa: E402
 from spile.testing import Array, BackendTests, Case  # noqa: E402
 
 pytestmark = pytest.mark.essential
@@ -156,7 +157,7 @@ class OnKeras(BackendTests):
     """What Functional models and subclasses have in common."""
 
     separator, map_layout, dense = "/", "BYXC", "Dense"
-    engines = ("eager", "compile")
+    engines = ("eager", "compile", "openvino") if runtime().openvino_helps else ("eager", "compile")
 
     @pytest.fixture(autouse=True)
     def _channels_last(self) -> None:

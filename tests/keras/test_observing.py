@@ -14,7 +14,7 @@ from keras import layers, ops
 
 import spile
 from spile.errors import CaptureError, ModelError
-from spile.keras.engines import engine_for
+from spile.keras.accelerating import engine_for
 from spile.keras.observing import observe, with_samples
 from spile.keras.trees import Inputs
 from spile.observation import Item, Observation

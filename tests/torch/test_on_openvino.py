@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import spile
+from spile import on_openvino
 from spile.choosing import EngineUnfit
 from spile.preprocessing import ImagePreprocessing
-from spile.torch import on_openvino
 from spile.torch.engines import EagerEngine
 from spile.torch.on_openvino import OpenVINOEngine
 from spile.torch.tracing import trace
@@ -114,58 +111,6 @@ def test_a_precision_that_the_processor_lacks_is_refused() -> None:
             openvino(tap, pixels(4), SPEC, "bfloat16")
 
 
-SILENT = """
-import logging, socket, sys
-import numpy as np, torch, spile
-from spile.torch.on_openvino import OpenVINOEngine
-
-def refused(*args, **options):
-    raise AssertionError("it tried to reach the network")
-
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
-tap = spile.tap(torch.nn.Sequential(torch.nn.Linear(3, 3)), "0", example=torch.ones(2, 3))
-engine = OpenVINOEngine(tap, np.ones((2, 3), "float32"), preprocessing=None, precision="float32")
-engine(np.ones((2, 3), "float32"))
-assert "openvino" in sys.modules
-assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
-assert not logging.getLogger().handlers
-import openvino_telemetry
-"""
-
-
-def test_nothing_is_reported_to_its_makers(tmp_path: Any) -> None:
-    """And the package that would is found again by others afterwards."""
-    done = subprocess.run(
-        [sys.executable, "-c", SILENT],
-        capture_output=True,
-        text=True,
-        env={"HOME": str(tmp_path), "PATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.rglob("*")), "it left something in the home folder"
-
-
-SIGNALLED = """
-import faulthandler, os, signal, threading
-import numpy as np, torch, spile
-from spile.torch.on_openvino import OpenVINOEngine
-
-faulthandler.enable()
-signal.signal(signal.SIGINT, lambda *_: print("handled"))
-tap = spile.tap(torch.nn.Sequential(torch.nn.Linear(3, 3)), "0", example=torch.ones(2, 3))
-held = [OpenVINOEngine(tap, np.ones((2, 3), "float32"), preprocessing=None, precision="float32")]
-dropping = threading.Thread(target=held.clear)
-dropping.start()
-dropping.join()
-os.kill(os.getpid(), signal.SIGINT)
-"""
-
-
-def test_an_engine_dropped_by_another_thread_leaves_the_stack_for_signals() -> None:
-    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
-
-
 def test_extraction_says_which_engine_and_resumes_with_it(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,9 +139,3 @@ def test_extraction_says_which_engine_and_resumes_with_it(
     assert calls[3:] == [2], "only what was missing ran, in the batches of the first run"
     with pytest.raises(spile.FingerprintMismatch, match=r"engine: stored .openvino., given .eager."):
         spile.extract(tap, pixels(10), tmp_path / "cut.lance", engine="eager", **options)
-
-
-def test_the_root_logger_is_left_alone() -> None:
-    before = list(logging.getLogger().handlers), logging.getLogger().manager.disable
-    openvino(spile.tap(net(), "0", example=(1, 3, 8, 6)), pixels(2), SPEC)
-    assert (list(logging.getLogger().handlers), logging.getLogger().manager.disable) == before

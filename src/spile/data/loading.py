@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from spile.cores import usable_cores
 from spile.data.images import apply, read_image
 from spile.data.source import BadSample, Batch, Kind, Record, Skipped, Source, Stream
 from spile.errors import DataError
@@ -231,5 +231,4 @@ def _batches_ahead(batch_size: int, workers: int) -> int:
 
 
 def _processors() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 16)
+    return min(usable_cores(), 16)

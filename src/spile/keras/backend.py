@@ -14,9 +14,10 @@ from spile.augmentation.features import FeatureOperation
 from spile.augmentation.settings import GuideLike, GuideSettings
 from spile.backend import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.fitting import Fitted, Job
+from spile.keras.accelerating import engine_for
 from spile.keras.classifiers import set_classifier, with_classifier
 from spile.keras.deploying import save_reached, save_trained
-from spile.keras.engines import engine_for, model_inputs
+from spile.keras.engines import model_inputs
 from spile.keras.exporting import export_tap as export
 from spile.keras.observing import observe
 from spile.keras.runtime import runtime

@@ -9,11 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from spile.backend import EngineName, Precision
 from spile.errors import ModelError
 from spile.keras.images import is_images, normalised
 from spile.keras.names import names_of
-from spile.keras.runtime import Compiled, runtime
+from spile.keras.runtime import Body, Compiled, runtime
 from spile.keras.taps import Tap
 from spile.keras.trees import called_with, is_array, is_tensor, tensor_of, transform
 from spile.keras.weights import architecture_hash
@@ -68,8 +67,8 @@ class CompiledEngine:
 
     def __call__(self, inputs: Any) -> _Arrays:
         """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
-        arrays = transform(checked(inputs, self._preprocessing), _as_array)
-        rows = _rows(arrays)
+        arrays = as_arrays(checked(inputs, self._preprocessing))
+        rows = rows_of(arrays)
         if not runtime().fixed_batch:
             return self._run(arrays)
         self._rows = max(self._rows, rows)
@@ -86,14 +85,8 @@ def _program(tap: Tap, preprocessing: ImagePreprocessing | None) -> Compiled:
     only Keras' own layers tell all of that in their configuration.
     """
 
-    def body(state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
-        if preprocessing is not None and is_images(inputs):
-            inputs = normalised(inputs, preprocessing)
-        with _tracing:
-            return tap.run(called_with(tap.model, (inputs,), {}), state)
-
     def compiled() -> Compiled:
-        return runtime().compiled(body, tap.model.variables)
+        return runtime().compiled(pass_of(tap, preprocessing), tap.model.variables)
 
     own = all(type(layer).__module__.startswith("keras.") for layer in names_of(tap.model))
     if tap.mode != "eval" or not own:
@@ -103,6 +96,18 @@ def _program(tap: Tap, preprocessing: ImagePreprocessing | None) -> Compiled:
         tap.programs[key] = compiled()
     program: Compiled = tap.programs[key]
     return program
+
+
+def pass_of(tap: Tap, preprocessing: ImagePreprocessing | None) -> Body:
+    """What is compiled: images of 0..255 are normalised inside."""
+
+    def body(state: Sequence[Any] | None, inputs: Any) -> dict[str, Any]:
+        if preprocessing is not None and is_images(inputs):
+            inputs = normalised(inputs, preprocessing)
+        with _tracing:
+            return tap.run(called_with(tap.model, (inputs,), {}), state)
+
+    return body
 
 
 def checked(inputs: Any, preprocessing: ImagePreprocessing | None) -> Any:
@@ -124,88 +129,14 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None) -> An
     return transform(inputs, tensor_of)
 
 
-class AutoEngine:
-    """Compiled where the pass can be traced and the run is long enough; else eager.
-
-    Which of the two is known after the first batch, from which the tap may have yet to learn its points.
-    """
-
-    versions: Mapping[str, str] = {}
-
-    def __init__(
-        self,
-        tap: Tap,
-        *,
-        preprocessing: ImagePreprocessing | None,
-        asked: EngineName,
-        samples: int | None = None,
-    ) -> None:
-        self._tap = tap
-        self._preprocessing = preprocessing
-        self._asked = asked
-        self._samples = samples
-        self._chosen: EagerEngine | CompiledEngine | None = None
-        self.notes: dict[str, Any] = {"asked": asked}
-
-    @property
-    def name(self) -> str:
-        """``compile`` or ``eager``; before the first batch what was asked for."""
-        return self._asked if self._chosen is None else self._chosen.name
-
-    @property
-    def at_once(self) -> int:
-        """That of the engine that was chosen; the first batch, which chooses it, runs alone."""
-        return 1 if self._chosen is None else self._chosen.at_once
-
-    def __call__(self, inputs: Any) -> _Arrays:
-        """Run one batch. Raises `ModelError` where it was asked to be compiled, and cannot."""
-        if self._chosen is None:
-            ready = model_inputs(inputs, preprocessing=self._preprocessing)
-            self._tap.learn(called_with(self._tap.model, (ready,), {}))
-            unfit = self._unfit(_rows(inputs))
-            if unfit and self._asked == "compile":
-                raise ModelError(
-                    f"engine 'compile' cannot run this tap: {unfit}. Leave engine at 'auto', or write 'eager'"
-                )
-            self.notes["why"] = unfit or "the backend's own compiler runs the same pass"
-            kind = EagerEngine if unfit else CompiledEngine
-            self._chosen = kind(self._tap, preprocessing=self._preprocessing)
-        return self._chosen(inputs)
-
-    def _unfit(self, rows: int) -> str:
-        if not self._tap.traceable:
-            return "the pass cannot be traced"
-        short = self._samples is not None and self._samples < rows * runtime().least_batches
-        if short and self._asked == "auto" and not self._tap.programs:
-            return f"the run is too short: {self._samples} samples in batches of {rows}"
-        return ""
-
-
-def engine_for(
-    tap: Tap,
-    *,
-    name: EngineName,
-    preprocessing: ImagePreprocessing | None,
-    precision: Precision,
-    samples: int | None = None,
-) -> AutoEngine | EagerEngine:
-    """The engine of this name; see `spile.extract`."""
-    if precision != "float32":
-        raise ModelError(
-            f"precision {precision!r} is not for Keras models, whose layers have their own: build the model "
-            "under keras.config.set_dtype_policy('mixed_bfloat16') and leave precision at 'float32'"
-        )
-    if name == "openvino":
-        raise ModelError(
-            "engine 'openvino' runs PyTorch models; for Keras write 'auto', 'compile' or 'eager'"
-        )
-    if name == "eager":
-        return EagerEngine(tap, preprocessing=preprocessing)
-    return AutoEngine(tap, preprocessing=preprocessing, asked=name, samples=samples)
-
-
-def _rows(arrays: Any) -> int:
+def rows_of(arrays: Any) -> int:
+    """Samples in a batch."""
     return next(len(leaf) for leaf in keras.tree.flatten(arrays) if is_array(leaf))
+
+
+def as_arrays(inputs: Any) -> Any:
+    """The batch, nested as it is, with its numbers in NumPy arrays."""
+    return transform(inputs, _as_array)
 
 
 def _as_array(value: Any) -> np.ndarray[Any, Any]:

@@ -12,10 +12,12 @@ import keras
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
+from spile.choosing import EngineUnfit
 from spile.keras.runtime import Body, Compiled, Scalars
 
 least_batches = 1
 fixed_batch = True
+openvino_helps = False
 
 
 def trace(body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
@@ -41,6 +43,11 @@ def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         return {name: _array(value) for name, value in found.items()}
 
     return run
+
+
+def openvino(body: Body, inputs: Any) -> Compiled:
+    """Its frontend for JAX does not know the convolutions of Keras (OpenVINO 2026.2)."""
+    raise EngineUnfit("OpenVINO cannot convert what JAX traces of a Keras model")
 
 
 def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[np.ndarray[Any, Any] | None]]:

@@ -11,10 +11,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from spile import on_openvino
+from spile.choosing import EngineUnfit
+from spile.cores import usable_cores
 from spile.keras.runtime import Body, Compiled, Scalars
 
 least_batches = 1
 fixed_batch = False
+openvino_helps = True
 
 _LOOP_BODY = re.compile(r"(?:^|/)loop_body(?:_\d+)?(?=/|$)")
 """Where TensorFlow traces one step of a vectorized loop; a tensor there is that of the first step alone."""
@@ -49,6 +53,36 @@ def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         return {name: _array(value) for name, value in functions[key](arrays).items()}
 
     return run
+
+
+def openvino(body: Body, inputs: Any) -> Compiled:
+    """A program with the weights as they are now."""
+    leaves = tf.nest.flatten(inputs)
+    texts = [leaf.ndim == 2 and leaf.dtype.kind in "iu" for leaf in leaves]  # of any length
+    shapes = [leaf.shape[2:] if text else leaf.shape[1:] for leaf, text in zip(leaves, texts, strict=True)]
+    specs = [
+        tf.TensorSpec([*[None] * (leaf.ndim - len(shape)), *shape], leaf.dtype)
+        for leaf, shape in zip(leaves, shapes, strict=True)
+    ]
+
+    def flat(*given: Any) -> dict[str, Any]:
+        found = body(None, tf.nest.pack_sequence_as(inputs, given))
+        return {name: tf.identity(_whole(value)) for name, value in found.items()}
+
+    concrete = tf.function(flat, input_signature=specs, autograph=False).get_concrete_function()
+    _require_no_state(concrete.graph)
+    results = concrete.structured_outputs
+    names = {tensor.name: name for name, tensor in zip(sorted(results), concrete.outputs, strict=True)}
+
+    def iterator() -> Any:
+        from openvino.frontend.tensorflow.graph_iterator import GraphIteratorTFGraph
+
+        return GraphIteratorTFGraph(concrete.graph, False, output_names_map=names)
+
+    program = on_openvino.Program(
+        "tf", iterator, inputs=len(leaves), outputs=list(results), precision="float32", threads=_threads()
+    )
+    return lambda batch: dict(zip(results, program(tf.nest.flatten(batch)), strict=True))
 
 
 def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[np.ndarray[Any, Any] | None]]:
@@ -90,6 +124,21 @@ def versions() -> dict[str, str]:
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:
-    value = tf.cast(value, tf.float32) if value.dtype in (tf.float16, tf.bfloat16) else value
-    array: np.ndarray[Any, Any] = value.numpy()
+    array: np.ndarray[Any, Any] = _whole(value).numpy()
     return array
+
+
+def _whole(value: Any) -> Any:
+    return tf.cast(value, tf.float32) if value.dtype in (tf.float16, tf.bfloat16) else value
+
+
+def _threads() -> int:
+    return tf.config.threading.get_intra_op_parallelism_threads() or usable_cores()
+
+
+def _require_no_state(graph: Any) -> None:
+    """Raise `EngineUnfit` where the pass writes into the model, which a program of its own cannot do."""
+    inner = [node for function in graph.as_graph_def().library.function for node in function.node_def]
+    for node in (*graph.as_graph_def().node, *inner):
+        if node.op.startswith("Assign"):
+            raise EngineUnfit("the pass changes the model's own variables")

@@ -17,10 +17,12 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map_only
 
+from spile.choosing import EngineUnfit
 from spile.keras.runtime import Body, Compiled, Scalars
 
 least_batches = 4
 fixed_batch = True
+openvino_helps = False
 
 _GRAPHS = 8
 """Of one pass, for as many shapes; batches of further shapes run layer by layer."""
@@ -70,6 +72,11 @@ def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         return {name: _array(value, given) for name, value in found.items()}
 
     return run
+
+
+def openvino(body: Body, inputs: Any) -> Compiled:
+    """It would take longer: Keras' convolutions turn every value over on the way in and out."""
+    raise EngineUnfit("for Keras on PyTorch the backend's own operations are faster")
 
 
 def gradients(body: Scalars, variables: Sequence[keras.Variable]) -> list[list[np.ndarray[Any, Any] | None]]:

@@ -25,6 +25,8 @@ class Runtime(Protocol):
     """A run of fewer is not worth compiling for, unless asked."""
     fixed_batch: bool
     """A program is compiled for one batch size."""
+    openvino_helps: bool
+    """OpenVINO may be faster than the backend's own compiler on a CPU."""
 
     def trace(self, body: Body, variables: Sequence[keras.Variable], inputs: Any) -> None:
         """Run `body` once on tensors that have shapes and no values. Raises whatever the backend raises."""
@@ -39,6 +41,13 @@ class Runtime(Protocol):
 
     def compiled(self, body: Body, variables: Sequence[keras.Variable]) -> Compiled:
         """The pass as the backend's compiler makes it."""
+        ...
+
+    def openvino(self, body: Body, inputs: Any) -> Compiled:
+        """The pass as an OpenVINO program for batches like `inputs`, nested arrays, of any number of rows.
+
+        Raises `spile.choosing.EngineUnfit`.
+        """
         ...
 
     def gradients(

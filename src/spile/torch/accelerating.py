@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spile import on_openvino
 from spile.backend import Engine, EngineName, Precision
 from spile.choosing import AskedEngine, AutoEngine, Candidate, EngineUnfit
 from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
-from spile.torch import on_openvino
 from spile.torch.engines import EagerEngine
+from spile.torch.on_openvino import OpenVINOEngine
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of
 
@@ -60,7 +61,7 @@ def _candidate(
                 raise EngineUnfit("OpenVINO is not installed: pip install 'spile[openvino]'")
             if device_of(tap.model).type != "cpu":
                 raise EngineUnfit(f"it runs on the CPU, and the model is on {device_of(tap.model)}")
-            return on_openvino.OpenVINOEngine(tap, inputs, preprocessing=preprocessing, precision=precision)
+            return OpenVINOEngine(tap, inputs, preprocessing=preprocessing, precision=precision)
         from spile.torch.compiling import CompileEngine  # loads the compiler
 
         return CompileEngine(tap, inputs, preprocessing=preprocessing, precision=precision)

@@ -16,12 +16,13 @@ from torch.export import ExportedProgram
 from spile.backend import Runner
 from spile.errors import MissingDependency, ModelError
 from spile.loading import first_line
+from spile.on_openvino import import_openvino, openvino_core
 from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.engines import model_inputs, normalised
 from spile.torch.exporting import Flows, traced
 from spile.torch.fitted import FittedHead
-from spile.torch.on_openvino import converted, import_openvino, openvino_core
+from spile.torch.on_openvino import converted
 from spile.torch.taps import Tap
 
 FORMATS = {"pt2": "model.pt2", "onnx": "model.onnx", "openvino": "model.xml"}

@@ -16,6 +16,9 @@ from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.trees import device_of, from_array, transform
 
+_FEW_PIXELS = 2**16
+"""In a batch. Below, laying out the weights anew for a channels-last batch takes longer than it saves."""
+
 
 class EagerEngine:
     """The reference engine: one batch in, a float32 (or integer) NumPy array for every point out."""
@@ -68,8 +71,9 @@ def ready_images(value: Any, *, preprocessing: Any, device: torch.device) -> Any
 def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, device: torch.device) -> Any:
     """A batch as the model takes it.
 
-    uint8 pixels (samples, height, width, channels) are normalised as `preprocessing` says, into channels-last
-    (samples, channels, height, width); everything else is taken as ready and only moved.
+    uint8 pixels (samples, height, width, channels) are normalised as `preprocessing` says, into (samples,
+    channels, height, width); everything else is taken as ready and only moved. Images become channels last,
+    but for a batch of few pixels on a CPU.
     """
     if isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim == 4:
         if preprocessing is None:
@@ -78,12 +82,15 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or "
                 "ready float arrays"
             )
-        return normalised(_moved(from_array(inputs), device), preprocessing)
-    return transform(inputs, lambda t: _channels_last(_moved(t, device)))
+        return _laid_out(normalised(_moved(from_array(inputs), device), preprocessing))
+    return transform(inputs, lambda t: _laid_out(_moved(t, device)))
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+def _laid_out(tensor: Tensor) -> Tensor:
+    if tensor.ndim != 4:
+        return tensor
+    few = tensor.device.type == "cpu" and tensor[:, 0].numel() < _FEW_PIXELS
+    return tensor.contiguous(memory_format=torch.contiguous_format if few else torch.channels_last)
 
 
 def normalised(pixels: Tensor, preprocessing: ImagePreprocessing) -> Tensor:

@@ -40,7 +40,7 @@ test-zoo: $(VENV)/.dev ## The long matrices: many architectures, kill loops, soa
 	$(call on_keras,$(KERAS_FIRST),-m zoo --timeout 1800 $(PARALLEL))
 	$(call on_keras,$(KERAS_OTHERS),-m "zoo or not essential" --timeout 1800 $(PARALLEL))
 
-bench: $(VENV)/.dev ## Speed against the usual tools, in paired runs, into docs/benchmarks.md (about 10 minutes, quiet machine)
+bench: $(VENV)/.dev ## Speed against the usual tools, in paired runs, into docs/benchmarks.md (about 20 minutes, quiet machine)
 	$(INSTALL) --group bench
 	$(BIN)/python benchmarks/speed.py --out docs/benchmarks.md
 

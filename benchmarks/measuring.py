@@ -272,6 +272,7 @@ def drawn(path: Path, duels: Sequence[Duel]) -> None:
                 axes.annotate(
                     f"{ratio:.1f}", (ratio, -row), xytext=(5, 4), textcoords="offset points", fontsize=8
                 )
+    axes.margins(x=0.09)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([-row for row in range(len(duels))], [duel.title for duel in duels], fontsize=8)
     axes.set_xlabel("times the first row's speed; green: spile, grey: others")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -40,6 +42,7 @@ from torch import Tensor, nn
 
 import spile
 from spile.backend import EngineName, backend_of
+from spile.data import batches, open_source
 
 BATCH = 16
 HOOKS, EAGER, OPENVINO = "hook loop", "spile, eager", "spile, openvino"
@@ -170,6 +173,10 @@ def jpeg() -> Iterator[Duel]:
                 spent["seconds"] = store.manifest.recorded["engine"].get("preparation_seconds", 0.0)
                 return store[next(iter(store.points))].numpy()
 
+            def decoded(paths: Any = paths) -> None:
+                for _ in batches(open_source(paths), SPEC, batch_size=64):
+                    pass
+
             usual = usual_jpeg_way(network(name), layer, paths, folder / f"{name}.npy")
             yield Duel(
                 f"{files} JPEG files to a store, {name} at {layer}",
@@ -182,6 +189,7 @@ def jpeg() -> Iterator[Duel]:
                         spared=lambda spent=spent: spent["seconds"],
                     ),
                     Contender("spile.extract, auto, all told", lambda stored=stored: stored("auto")),
+                    Contender("the limit: decoding, resizing and cropping alone", decoded, checked=False),
                 ),
             )
 
@@ -222,14 +230,46 @@ SECTIONS = {
 }
 
 
+SCRIPTS = {
+    "Keras on TensorFlow": "keras_extraction.py --samples 100 --rounds 3",
+    "Keras on JAX": "keras_extraction.py --samples 100 --rounds 3",
+    "Probes": "transfer_search.py speed --layers 3",
+    "Heads": "supervision_overhead.py --model resnet18 --size 128 --pairs 15",
+    "Guides": "guide_overhead.py --rounds 12",
+}
+
+
+def scripts() -> str:
+    """What the other scripts print, with fewer rounds than they take by themselves."""
+    parts = ["## Other scripts of this folder, run briefly"]
+    for title, command in SCRIPTS.items():
+        script, *options = command.split()
+        env = dict(os.environ) | ({"KERAS_BACKEND": title.split()[-1].lower()} if "Keras" in title else {})
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name(script), *options],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=env,
+        )
+        setting = f"KERAS_BACKEND={env['KERAS_BACKEND']} " if "Keras" in title else ""
+        printed = done.stdout.strip()
+        printed = printed if "|---" in printed else f"```\n{printed}\n```"
+        parts.append(f"### {title}: `{setting}python benchmarks/{command}`\n\n{printed}")
+    return "\n\n".join(parts)
+
+
+OTHERS = {"growth": growth, "stores": stores, "startup": start_up, "scripts": scripts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", nargs="*", choices=[*SECTIONS, "growth", "stores", "startup"])
+    parser.add_argument("--only", nargs="*", choices=[*SECTIONS, *OTHERS])
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # forked DataLoader workers do not touch it
-    wanted = options.only or [*SECTIONS, "growth", "stores", "startup"]
+    wanted = options.only or [*SECTIONS, *OTHERS]
     began = time.perf_counter()
     report, fought = [machine()], []
     for name, section in SECTIONS.items():
@@ -242,7 +282,7 @@ def main() -> None:
             fought.append(duel)
             report.append(duel.markdown())
             print(report[-1], "\n", flush=True)
-    for name, measure in (("growth", growth), ("stores", stores), ("startup", start_up)):
+    for name, measure in OTHERS.items():
         if name in wanted:
             report.append(measure())
             print(report[-1], "\n", flush=True)

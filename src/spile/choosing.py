@@ -152,8 +152,8 @@ class AskedEngine:
         """Run one batch. Raises `ModelError` on the first where the engine cannot, or gives other values."""
         if self._ready is not None:
             return self._ready(inputs)
-        expected = self.reference(inputs)  # first, as the tap may have yet to learn its points
         began = time.perf_counter()
+        expected = self.reference(inputs)  # first, as the tap may have yet to learn its points
         try:
             engine = self.candidate.prepare(inputs)
             own, found = _timed(engine, inputs)

@@ -267,15 +267,20 @@ def drawn(path: Path, duels: Sequence[Duel]) -> None:
         for contender in duel.contenders[1:]:
             own = contender.name.startswith("spile")
             ratio = statistics.median(duel.ratios(contender))
-            axes.plot(ratio, -row, "o" if own else "x", color="tab:green" if own else "tab:grey")
+            marker = "o" if own else "x" if contender.checked else "|"
+            axes.plot(ratio, -row, marker, color="tab:green" if own else "tab:grey")
             if own and "eager" not in contender.name:
                 axes.annotate(
                     f"{ratio:.1f}", (ratio, -row), xytext=(5, 4), textcoords="offset points", fontsize=8
                 )
+    axes.set_xscale("log")
+    ticks = (1, 2, 3, 5, 10, 20, 50)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.margins(x=0.09)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks([-row for row in range(len(duels))], [duel.title for duel in duels], fontsize=8)
-    axes.set_xlabel("times the first row's speed; green: spile, grey: others")
+    axes.set_xlabel("times the first row's speed; green: spile; crosses: others; bars: limits")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -80,6 +80,20 @@ def captum_activation(model: nn.Module, layer: str) -> Features:
     return run
 
 
+def matrix_products(operations: int, side: int = 1024) -> Callable[[], None]:
+    """So many multiply-accumulates in products of large float32 matrices: the fastest there is."""
+    left, right = torch.rand(side, side), torch.rand(side, side)
+    full, rest = divmod(operations, side**3)
+    last = torch.rand(round(rest / side**2), side)
+
+    def run() -> None:
+        for _ in range(full):
+            left @ right
+        last @ right
+
+    return run
+
+
 def bare_openvino(model: nn.Module, x: Tensor) -> Callable[[], None]:
     """OpenVINO's forward pass of a model that ends at the layer: ready input, results left where they are."""
     from spile.on_openvino import import_openvino

@@ -35,6 +35,7 @@ from peers import (
     bare_openvino,
     captum_activation,
     hook_loop,
+    matrix_products,
     timm_intermediates,
     torchvision_extractor,
 )
@@ -101,6 +102,12 @@ def one_layer(model: nn.Module, name: str, layer: str, x: Tensor, *, all_peers: 
     for title, kind in ((EAGER, "eager"), (OPENVINO, "openvino")):
         own = engine(tap, kind)
         contenders.append(Contender(title, lambda own=own: own(x)[layer]))
+    if all_peers:
+        (row,) = (row for row in spile.layers(model, x[:2]) if row.address == layer)
+        products = matrix_products(BATCH * row.macs)
+        contenders.append(
+            Contender("the limit: as many operations in matrix products", products, checked=False)
+        )
     return Duel(f"{name} at {layer}", BATCH, tuple(contenders), left_out)
 
 

@@ -19,9 +19,9 @@ from spile.keras.keeping import KeepMaps
 SIDE = 16
 
 
-def net(scale: float = 1 / 255) -> keras.Model:
+def net(scale: float = 1 / 255, side: int = SIDE) -> keras.Model:
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((SIDE, SIDE, 3))
+    inputs = keras.Input((side, side, 3))
     x = layers.Rescaling(scale)(inputs)
     x = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu", name="early")(x)
     x = layers.Dropout(0.5)(x)
@@ -73,6 +73,24 @@ def test_fit_fills_a_bank() -> None:
 
 def _grid(guide: Any, frame: Frame) -> Any:
     return guide.grid(keras.ops.zeros((1, SIDE, SIDE, 3))).in_source(frame)
+
+
+def test_centres_are_measured_when_an_epoch_is_over() -> None:
+    """On JAX a model has no weights while it is fitted."""
+    model = net(side=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    places = {}
+    for centres in ("fields", "measured"):
+        guide = spile.guide(model, "early", given="ready", centres=centres)
+        bank = spile.MapBank(guide, refresh=1, missing="flat")
+        augmented = spile.augment(bank, NOTHING)
+        batches = spile.feed(augmented, (pixels, np.arange(6) % 2), batch_size=3, workers=1)
+        model.fit(batches, epochs=1, verbose=0, callbacks=[KeepMaps(bank, batches)])
+        assert len(bank._kept) == 6
+        (kept,) = {place.grid((16, 16)) for _, place in bank._kept.values()}
+        assert kept == guide.grid(keras.ops.zeros((1, 32, 32, 3)))
+        places[centres] = kept
+    assert 0 < abs(places["measured"].rows.first - places["fields"].rows.first) < 2
 
 
 def test_pictures_that_are_not_known_are_not_kept() -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 import spile
+from spile.keras.accelerating import engine_for
+from spile.keras.runtime import runtime
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
@@ -202,6 +204,30 @@ def test_extracted_by_the_compiled_engine(case: Case) -> None:
     assert set(store.points) == set(case.expected)
     for name in store.points:
         same(store[name].numpy(), averaged(case.expected[name]), name)
+
+
+helps = pytest.mark.skipif(not runtime().openvino_helps, reason="OpenVINO does not help on this backend")
+
+
+@helps
+def test_extracted_by_openvino(case: Case) -> None:
+    """Averaged over the image, with a last odd batch."""
+    with spile.tap(case.model, "all", pool="auto") as tap:
+        store = spile.extract(
+            tap, case.inputs, engine="openvino", dtype="float32", batch_size=2, progress=False
+        )
+    for name in store.points:
+        same(store[name].numpy(), averaged(case.expected[name]), name)
+
+
+@helps
+def test_a_backbone_by_openvino(hub_case: Case) -> None:
+    """Of images and of texts."""
+    with spile.tap(hub_case.model, "blocks", pool=None) as tap:
+        run = engine_for(tap, name="openvino", preprocessing=None, precision="float32")
+        for name, value in run(hub_case.inputs).items():
+            expected = keras.ops.convert_to_numpy(tap(hub_case.inputs)[name])
+            np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_the_same_on_every_backend(case: Case) -> None:

@@ -195,7 +195,7 @@ class Viewing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
+        self.conv = nn.Conv2d(3, 4, 3)
         self.fc = nn.Linear(4 * 36, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -207,7 +207,9 @@ def test_a_model_that_takes_views_is_trained(
     tmp_path: Path, supervise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "_FEW_PIXELS", 0)  # so that these small batches are channels last
-    assert run(tmp_path, model=Viewing, epochs=4, supervise=supervise).accuracy > 0.9
+    images, labels = data()
+    coloured = np.repeat(images, 3, axis=1), labels
+    assert run(tmp_path, model=Viewing, data=coloured, epochs=4, supervise=supervise).accuracy > 0.9
 
 
 def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:

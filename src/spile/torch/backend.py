@@ -26,7 +26,7 @@ from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
-from spile.torch.trees import device_of
+from spile.torch.trees import device_of, transform
 from spile.torch.whole import FORMATS, open_whole, save_whole
 
 __all__ = [
@@ -80,7 +80,8 @@ def engine(
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
-    return model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+    ready = model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+    return transform(ready, torch.Tensor.contiguous)  # which every model takes
 
 
 def supervise(model: Any, settings: Settings) -> Supervised:

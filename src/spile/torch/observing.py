@@ -65,6 +65,14 @@ def observe(model: nn.Module, example: Any) -> Observation:
     return layouts.with_prefix_tokens(observation, larger, said=said if isinstance(said, int) else None)
 
 
+def takes_channels_last(model: nn.Module, example: Any) -> bool:
+    """Whether images may come in memory that is channels last."""
+    try:
+        return observe(model, example).channels_last
+    except ModelError:  # as for two samples alone
+        return False
+
+
 def _has_class_token(base: nn.Module) -> bool:
     """False for vision transformers of timm whose prefix is registers only."""
     tokens = [m.cls_token for m in base.modules() if hasattr(m, "cls_token")]

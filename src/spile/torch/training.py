@@ -17,8 +17,9 @@ from spile.fitting import Epoch, Fitted, Job, LabelledBatch
 from spile.loading import library
 from spile.torch import losses
 from spile.torch.engines import model_inputs
+from spile.torch.observing import takes_channels_last
 from spile.torch.references import logits_of
-from spile.torch.trees import device_of
+from spile.torch.trees import device_of, transform
 
 try:
     import lightning.pytorch as pl
@@ -79,6 +80,7 @@ class Training(pl.LightningModule):
         self.history: list[Epoch] = []
         self._job = job
         self._seconds = 0.0
+        self._channels_last: bool | None = None
         self._means = Means()
         self._names = list(job.measured)
         # A Jacobian aggregator fills the gradients itself.
@@ -221,6 +223,10 @@ class Training(pl.LightningModule):
 
     def _ready(self, batch: LabelledBatch) -> tuple[Any, Tensor]:
         inputs = model_inputs(batch.inputs, preprocessing=self._job.images, device=self.device)
+        if self._job.supervised is None:  # else its tap sees to it
+            if self._channels_last is None:
+                self._channels_last = takes_channels_last(self.net, inputs)
+            inputs = inputs if self._channels_last else transform(inputs, Tensor.contiguous)
         return inputs, _tensor(batch.labels, self.device)
 
 

@@ -46,7 +46,7 @@ def compiled(body: Body, variables: Sequence[keras.Variable]) -> Compiled:
 
 
 def openvino(body: Body, inputs: Any) -> Compiled:
-    """Its frontend for JAX does not know the convolutions of Keras (OpenVINO 2026.2)."""
+    """Its frontend for JAX does not know the convolutions of Keras (OpenVINO 2026.4)."""
     raise EngineUnfit("OpenVINO cannot convert what JAX traces of a Keras model")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import spile
 from spile import ImagePreprocessing, ModelError, on_openvino
+from spile.choosing import EngineUnfit
 from spile.keras import accelerating
 from spile.keras.engines import CompiledEngine, EagerEngine
 from spile.keras.runtime import runtime
@@ -123,10 +124,25 @@ def test_what_cannot_be_converted_faithfully_is_refused(model: Any, mode: Any, r
 
 
 @helps
-def test_a_batch_that_is_built_in_another_way_is_an_error() -> None:
+def test_a_batch_of_another_kind_or_size_has_a_program_of_its_own() -> None:
+    x = keras.Input((None, None, 3))
+    tap = spile.tap(keras.Model(x, keras.layers.Conv2D(4, 3, name="conv")(x)), "conv", example=(1, 8, 6, 3))
+    run, eager = engine(tap), EagerEngine(tap, preprocessing=SPEC)
+    random = np.random.default_rng(0)
+    for batch in (pixels(2), random.random((3, 8, 6, 3), np.float32), pixels(2)[:, :5], pixels(3)):
+        np.testing.assert_allclose(run(batch)["conv"], eager(batch)["conv"], rtol=1e-4, atol=1e-5)
+
+
+@helps
+def test_a_later_batch_that_cannot_be_converted_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run = engine(spile.tap(net(), "after"))
     run(pixels(2))
-    with pytest.raises(ModelError, match=r"another way than the first one.*engine='eager'"):
+
+    def unfit(*_: Any) -> Any:
+        raise EngineUnfit("odd")
+
+    monkeypatch.setattr(runtime(), "openvino", unfit)
+    with pytest.raises(ModelError, match=r"another way than the first one, and odd: write engine='eager'"):
         run(np.zeros((2, 8, 6, 3), np.float32))
 
 

@@ -12,7 +12,7 @@ from spile import on_openvino
 from spile.choosing import EngineUnfit, reason_of
 from spile.errors import ModelError
 from spile.keras.engines import as_arrays, checked, pass_of
-from spile.keras.runtime import runtime
+from spile.keras.runtime import Compiled, runtime
 from spile.keras.taps import Tap
 from spile.preprocessing import ImagePreprocessing
 
@@ -32,26 +32,34 @@ class OpenVINOEngine:
             raise EngineUnfit("the pass cannot be traced")
         self.versions = on_openvino.versions()
         self._preprocessing = preprocessing
+        self._body = pass_of(tap, preprocessing)
         arrays = as_arrays(checked(inputs, preprocessing))
-        self._form = _form(arrays)
+        self._programs = {_form(arrays): self._converted(arrays)}
+
+    def __call__(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`. Images of another size get another program."""
+        arrays = as_arrays(checked(inputs, self._preprocessing))
+        form = _form(arrays)
+        if form not in self._programs:
+            try:
+                self._programs[form] = self._converted(arrays)
+            except EngineUnfit as unfit:
+                raise ModelError(
+                    f"this batch is built in another way than the first one, and {unfit}: write engine='eager'"
+                ) from unfit
+        return self._programs[form](arrays)
+
+    def _converted(self, arrays: Any) -> Compiled:
         try:
-            self._run = runtime().openvino(pass_of(tap, preprocessing), arrays)
+            return runtime().openvino(self._body, arrays)
         except EngineUnfit:
             raise
         except Exception as error:  # tracing runs the model's own code: anything may come out
             raise EngineUnfit(f"it cannot be traced: {reason_of(error)}") from error
 
-    def __call__(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """Run one batch; `inputs` as `spile.data.Batch.inputs`."""
-        arrays = as_arrays(checked(inputs, self._preprocessing))
-        if _form(arrays) != self._form:
-            raise ModelError(
-                "this batch is built in another way than the first one, for which the model was compiled: "
-                "write engine='eager'"
-            )
-        return self._run(arrays)
 
-
-def _form(arrays: Any) -> Any:
+def _form(arrays: Any) -> str:
     """What all batches of a program have in common: texts may have other lengths."""
-    return keras.tree.map_structure(lambda a: f"{a.shape[1:] if a.ndim > 2 else a.ndim} {a.dtype}", arrays)
+    return str(
+        keras.tree.map_structure(lambda a: (a.shape[1:] if a.ndim > 2 else a.ndim, str(a.dtype)), arrays)
+    )

@@ -37,7 +37,7 @@ class OpenVINOEngine:
         self._programs = {_form(arrays): self._converted(arrays)}
 
     def __call__(self, inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """Run one batch; `inputs` as `spile.data.Batch.inputs`. Images of another size get another program."""
+        """Run one batch; `inputs` as `spile.data.Batch.inputs`. Images of another size get a program too."""
         arrays = as_arrays(checked(inputs, self._preprocessing))
         form = _form(arrays)
         if form not in self._programs:
@@ -45,7 +45,8 @@ class OpenVINOEngine:
                 self._programs[form] = self._converted(arrays)
             except EngineUnfit as unfit:
                 raise ModelError(
-                    f"this batch is built in another way than the first one, and {unfit}: write engine='eager'"
+                    f"this batch is built in another way than the first one, and {unfit}: "
+                    "write engine='eager'"
                 ) from unfit
         return self._programs[form](arrays)
 
@@ -60,6 +61,5 @@ class OpenVINOEngine:
 
 def _form(arrays: Any) -> str:
     """What all batches of a program have in common: texts may have other lengths."""
-    return str(
-        keras.tree.map_structure(lambda a: (a.shape[1:] if a.ndim > 2 else a.ndim, str(a.dtype)), arrays)
-    )
+    leaves = keras.tree.map_structure(lambda a: (str(a.dtype), a.shape[1:] if a.ndim > 2 else a.ndim), arrays)
+    return str(leaves)

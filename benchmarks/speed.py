@@ -106,7 +106,7 @@ def one_layer(model: nn.Module, name: str, layer: str, x: Tensor, *, all_peers: 
         (row,) = (row for row in spile.layers(model, x[:2]) if row.address == layer)
         products = matrix_products(BATCH * row.macs)
         contenders.append(
-            Contender("the limit: as many operations in matrix products", products, checked=False)
+            Contender("as many operations in PyTorch's matrix products", products, checked=False)
         )
     return Duel(f"{name} at {layer}", BATCH, tuple(contenders), left_out)
 
@@ -196,7 +196,7 @@ def jpeg() -> Iterator[Duel]:
                         spared=lambda spent=spent: spent["seconds"],
                     ),
                     Contender("spile.extract, auto, all told", lambda stored=stored: stored("auto")),
-                    Contender("the limit: decoding, resizing and cropping alone", decoded, checked=False),
+                    Contender("decoding, resizing and cropping alone", decoded, checked=False),
                 ),
             )
 

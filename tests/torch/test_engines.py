@@ -36,13 +36,14 @@ def test_pixels_are_normalised(pixels: np.ndarray[Any, Any]) -> None:
     assert found.dtype == torch.float32
 
 
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
 @pytest.mark.parametrize("form", [np.uint8, np.float32])
-def test_images_are_channels_last_but_for_a_batch_of_few_pixels(form: Any) -> None:
+def test_images_are_channels_last_but_for_a_batch_of_few_pixels(form: Any, order: Any) -> None:
     """Laying out the weights of a network anew for it takes longer than it saves."""
     for samples, memory in ((63, torch.contiguous_format), (64, torch.channels_last)):
         images = np.zeros((samples, 32, 32, 3), form)
         given = images if form is np.uint8 else images.transpose(0, 3, 1, 2)
-        ready = model_inputs(given, preprocessing=SPEC, device=CPU)
+        ready = model_inputs(given, preprocessing=replace(SPEC, channel_order=order), device=CPU)
         assert ready.shape == (samples, 3, 32, 32)
         assert ready.is_contiguous(memory_format=memory)
 

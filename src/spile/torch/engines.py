@@ -82,11 +82,12 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or "
                 "ready float arrays"
             )
-        return _laid_out(normalised(_moved(from_array(inputs), device), preprocessing))
-    return transform(inputs, lambda t: _laid_out(_moved(t, device)))
+        return laid_out(normalised(_moved(from_array(inputs), device), preprocessing))
+    return transform(inputs, lambda t: laid_out(_moved(t, device)))
 
 
-def _laid_out(tensor: Tensor) -> Tensor:
+def laid_out(tensor: Tensor) -> Tensor:
+    """Images in the memory format that convolutions run fastest on; all else as it is."""
     if tensor.ndim != 4:
         return tensor
     few = tensor.device.type == "cpu" and tensor[:, 0].numel() < _FEW_PIXELS

@@ -25,6 +25,7 @@ from spile.augmentation.settings import (
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import Point
 from spile.torch import attributing
+from spile.torch.engines import laid_out
 from spile.torch.models import architecture_hash, weights_hash
 from spile.torch.placing import grid_of
 from spile.torch.taps import Tap
@@ -152,9 +153,8 @@ class Guide:
             values = reductions.rollout(*attributing.attentions(self._tap, ready))
         else:
             with torch.inference_mode():
-                if ready.device.type == "cpu":  # a fifth less time for convolutions and pooling, on two cores
-                    ready = ready.contiguous(memory_format=torch.channels_last)
-                (value,) = self._tap(ready).values()
+                # On two cores a fifth less time for convolutions and pooling.
+                (value,) = self._tap(laid_out(ready)).values()
                 values = self.reduced(value)
         return values.reshape(len(ready), *grid.shape)
 

@@ -67,6 +67,8 @@ def observe(model: nn.Module, example: Any) -> Observation:
 
 def takes_channels_last(model: nn.Module, example: Any) -> bool:
     """Whether images may come in memory that is channels last."""
+    if all(t.ndim != 4 for _, t in tensors(example)):
+        return True
     try:
         return observe(model, example).channels_last
     except ModelError:  # as for two samples alone

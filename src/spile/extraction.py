@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 
 import spile
 from spile.backend import Engine, EngineName, Precision, Tap, backend_of
@@ -248,7 +248,7 @@ class _Run:
                 "versions": {
                     **backend.versions(self.tap.model),
                     **self.engine.versions,
-                    "pillow": metadata.version("pillow"),
+                    "pillow": PIL.__version__,
                     "spile": spile.__version__,
                 },
             },

@@ -245,6 +245,18 @@ def test_float16_overflow_is_an_error_that_offers_float32(tools, given):
     assert writer.finish()["x"].numpy().tolist() == [[65504, 65504], [0, 0]]
 
 
+def test_of_all_float16_numbers_the_finite_ones_are_taken(tools):
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    writer = create(None, ONE, tools.MANIFEST)
+    finite = every[np.isfinite(every)].reshape(-1, 2)
+    records = [Record(str(row)) for row in range(len(finite))]
+    writer.append(records, range(len(finite)), {"x": finite}, [], stop=len(finite))
+    for value in every[~np.isfinite(every)][::37]:
+        row = np.array([[0, value]])
+        with pytest.raises(StoreError, match="float16"):
+            writer.append([Record("bad")], [len(finite)], {"x": row}, [], stop=len(finite) + 1)
+
+
 def test_overflow_in_tokens_names_the_sample(tools):
     writer = create(None, [ColumnSpec(name="t", shape=(None, 1), dtype="float16")], tools.MANIFEST)
     with pytest.raises(StoreError, match=r"sample 's1'"):

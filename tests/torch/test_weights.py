@@ -76,7 +76,7 @@ def test_hash_takes_every_dtype_and_scalars() -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64):
         model.register_buffer(str(dtype).replace(".", "_"), torch.ones((), dtype=dtype))
     model.register_buffer("empty", torch.empty(0, 3))
-    assert len(weights_hash(model)) == 64
+    assert len(weights_hash(model)) == 32
 
 
 def test_architecture_hash_is_of_the_structure_alone() -> None:

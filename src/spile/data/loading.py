@@ -18,6 +18,8 @@ from spile.data.source import BadSample, Batch, Kind, Record, Skipped, Source, S
 from spile.errors import DataError
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 
+Form = tuple[tuple[str, Any, tuple[int, ...]], ...]
+"""Of a sample: name, dtype and shape of each array; one without a name, or several inputs."""
 Tokenizer = Callable[[list[str]], dict[str, np.ndarray[Any, Any]]]
 
 _CHUNK = 8
@@ -172,7 +174,7 @@ class _Assembly:
         self.kind = kind
         self.name = name
         self.tokenizer = tokenizer
-        self.form: str | None = None
+        self.form: Form | None = None
 
     def expect_like_first(self, source: Source) -> None:
         """Take the form from the beginning of `source`, so that a resumed run judges as the first did."""
@@ -203,12 +205,13 @@ class _Assembly:
         self.form = self.form or form
         if form == self.form:
             return read
+        found, expected = _described(form), _described(self.form)
         if self.kind == "image":
             raise DataError(
-                f"{self.name}: {read.record.id!r} is {form}, the images before it are {self.form}. "
+                f"{self.name}: {read.record.id!r} is {found}, the images before it are {expected}. "
                 "Images of several sizes need preprocessing with a crop or a (height, width) resize."
             )
-        return _Read(read.position, read.record, None, f"{form} where the first sample is {self.form}")
+        return _Read(read.position, read.record, None, f"{found} where the first sample is {expected}")
 
     def _stack(self, values: list[Any]) -> Any:
         if self.kind == "text":
@@ -219,10 +222,16 @@ class _Assembly:
         return np.stack(values)
 
 
-def _form(array: Any) -> str:
-    if isinstance(array, Mapping):
-        return ", ".join(f"{key} {_form(value)}" for key, value in array.items())
-    return f"{array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}"
+def _form(value: Any) -> Form:
+    if isinstance(value, Mapping):
+        return tuple((key, array.dtype, array.shape) for key, array in value.items())
+    return (("", value.dtype, value.shape),)
+
+
+def _described(form: Form) -> str:
+    return ", ".join(
+        f"{key} {dtype} {'x'.join(map(str, shape)) or 'scalar'}".lstrip() for key, dtype, shape in form
+    )
 
 
 def _batches_ahead(batch_size: int, workers: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,5 +143,5 @@ def versions(model: Any) -> dict[str, str]:
     found = runtime().versions()
     device = found.pop("device")
     roots = {type(layer).__module__.partition(".")[0] for layer in model._flatten_layers()}
-    hub = {"keras_hub": metadata.version("keras-hub")} if "keras_hub" in roots else {}
+    hub = {"keras_hub": sys.modules["keras_hub"].__version__} if "keras_hub" in roots else {}
     return {"keras": keras.__version__, **found, **hub, "machine": f"{platform.machine()} {device}"}

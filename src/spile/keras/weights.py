@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 
 def weights_hash(model: keras.Model) -> str:
-    """SHA-256 over the weights in the order of their keys: key, dtype, shape and bytes of each.
+    """Hash of the weights in the order of their keys: key, dtype, shape and bytes of each.
 
     The backend does not matter, nor do the names that Keras makes up. The states of random number
     generators, metrics and optimizers are left out.

@@ -38,11 +38,18 @@ def _flat_lists(spec: ColumnSpec, values: Values, ids: Sequence[str] | Values) -
     _require_shape(spec, values.shape[1:], ids[0] if len(ids) else None)
     with np.errstate(over="ignore"):  # an overflow becomes inf, which is found and named below
         cast = np.array(values, dtype=spec.dtype, order="C")
-    if not np.isfinite(cast).all():
+    if not _all_finite(cast):
         row = int(np.flatnonzero(~np.isfinite(cast.reshape(len(cast), -1)).all(axis=1))[0])
         raise StoreError(_not_finite(spec, values[row : row + 1], cast[row : row + 1], ids[row]))
     flat = pa.array(cast.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(flat.type, spec.width))
+
+
+def _all_finite(values: Values) -> bool:
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    # NumPy works on single float16 numbers, and on many integers at a time. The largest finite one is 0x7BFF.
+    return not values.size or int((values.view(np.uint16) & 0x7FFF).max()) < 0x7C00
 
 
 def _require_shape(spec: ColumnSpec, shape: tuple[int, ...], sample: str | None) -> None:

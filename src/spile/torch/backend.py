@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,6 @@ def load_reached(model: Any, path: Path) -> None:
 def versions(model: Any) -> dict[str, str]:
     """What can change a value: versions of PyTorch and the libraries of the layers, and the machine."""
     roots = {type(module).__module__.partition(".")[0] for module in model.modules()}
-    libraries = {name: metadata.version(name) for name in sorted(roots & _LIBRARIES)}
+    libraries = {name: sys.modules[name].__version__ for name in sorted(roots & _LIBRARIES)}
     machine = f"{platform.machine()} {device_of(model).type}"
     return {"torch": torch.__version__, **libraries, "machine": machine}

@@ -27,7 +27,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over the state dict in the order of its names: name, dtype, shape and bytes of each tensor.
+    """Hash of the state dict in the order of its names: name, dtype, shape and bytes of each tensor.
 
     Device and memory format do not matter.
     """

@@ -69,7 +69,7 @@ def inputs_of(spec: ImagePreprocessing) -> list[list[float]]:
     """What a PyTorch model gets at a few places, (channels) each."""
     import torch
 
-    from spile.torch.engines import model_inputs
+    from spile.torch.inputs import model_inputs
 
     pixels = pixels_of(spec)
     batch = model_inputs(pixels[None], preprocessing=spec, device=torch.device("cpu"))

@@ -174,7 +174,7 @@ Runner = Callable[[Any], Any]
 
 
 class Engine(Protocol):
-    """Runs a tap for extraction: a batch of inputs in, float32 NumPy arrays out."""
+    """Runs a tap for extraction: a batch of inputs in, NumPy arrays out, floats in float32 or float16."""
 
     @property
     def name(self) -> str:
@@ -288,8 +288,12 @@ class Backend(Protocol):
         precision: Precision,
         name: EngineName = "auto",
         samples: int | None = None,
+        half: bool = False,
     ) -> Engine:
-        """What runs a tap during extraction of that many `samples`, where the number is known."""
+        """What runs a tap during extraction of that many `samples`, where the number is known.
+
+        With `half`, floats may come in float16, where that saves copying.
+        """
         ...
 
     def example(self, inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
@@ -398,6 +402,10 @@ class Backend(Protocol):
 
     def architecture_hash(self, model: Any) -> str:
         """Text that changes with the layers."""
+        ...
+
+    def device(self, model: Any) -> str:
+        """The kind of device that the model is on: ``cpu``, ``cuda``, …."""
         ...
 
     def versions(self, model: Any) -> dict[str, str]:

@@ -78,7 +78,17 @@ def extract(
         made = open_store(path, storage_options=storage_options).manifest.fingerprinted
         engine = made["engine"] if engine == "auto" else engine
         batch_size = made["batch_size"] if batch_size == "auto" else batch_size
-    with _run(tap, data, engine, precision, batch_size, preprocessing, workers, again=bool(made)) as run:
+    with _run(
+        tap,
+        data,
+        engine,
+        precision,
+        batch_size,
+        preprocessing,
+        workers,
+        half=dtype == "float16",
+        again=bool(made),
+    ) as run:
         columns = run.columns(dtype)
         manifest = run.manifest()
         writer = _open_writer(path, columns, manifest, again=resume, storage_options=storage_options)
@@ -116,7 +126,9 @@ def add(
     """
     made = store.manifest.fingerprinted
     precision, size = made["precision"], made["batch_size"]
-    with _run(tap, data, "auto", precision, size, preprocessing, workers, again=False) as run:
+    with _run(
+        tap, data, "auto", precision, size, preprocessing, workers, half=dtype == "float16", again=False
+    ) as run:
         columns = run.columns(dtype)
         known = set(store.ids.tolist())
         with (
@@ -300,6 +312,7 @@ def _run(
     preprocessing: Preprocessing | None,
     workers: int | None,
     *,
+    half: bool,
     again: bool,
 ) -> Iterator[_Run]:
     source = open_source(data)
@@ -319,6 +332,7 @@ def _run(
             preprocessing=images,
             precision=precision,
             samples=source.length if isinstance(source, Stream) else len(source.records),
+            half=half,
         ),
         precision=precision,
         batch_size=automatic_batch_size(tap) if batch_size == "auto" else batch_size,

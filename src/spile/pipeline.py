@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from spile.backend import Tap
+from spile.backend import Tap, backend_of
 from spile.data import Batch
 from spile.errors import CaptureError, DataError, StoreError
 
@@ -24,6 +24,8 @@ BATCH_SIZE = 32
 _SMALLEST, _LARGEST = 8, 256
 _MACS_A_BATCH = 4e9
 """About a tenth of a second on two processors: what a batch costs besides is then little."""
+_MACS_ON_A_GPU = 1e12
+"""A few hundredths of a second in float32: less does not keep all of a large GPU busy."""
 _KEPT_BYTES = 128 << 20
 """Of a batch's kept values; a few batches wait to be written at any time."""
 
@@ -35,7 +37,7 @@ _SAMPLES_BEFORE_JUDGING_A_STREAM = 1000
 
 
 def automatic_batch_size(tap: Tap) -> int:
-    """A power of two: large where samples are cheap, small where what is kept of one is large."""
+    """A power of two: large where samples are cheap or a GPU computes, small where what is kept is large."""
     try:
         points = tap.points
     except CaptureError:  # they are learnt from the first batch
@@ -43,7 +45,8 @@ def automatic_batch_size(tap: Tap) -> int:
     macs = max(point.macs for point in points)
     kept = sum(4 * math.prod(point.shape) if point.pool.kind in _WHOLE else 0 for point in points)
     fitting = _KEPT_BYTES / kept if kept else _LARGEST
-    wanted = min(max(_MACS_A_BATCH / max(macs, 1), BATCH_SIZE), fitting, _LARGEST)
+    worth = _MACS_A_BATCH if backend_of(tap.model).device(tap.model) == "cpu" else _MACS_ON_A_GPU
+    wanted = min(max(worth / max(macs, 1), BATCH_SIZE), fitting, _LARGEST)
     return max(_SMALLEST, 2 ** int(math.log2(wanted))) if wanted >= 1 else 1
 
 

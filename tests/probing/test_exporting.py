@@ -18,7 +18,7 @@ from spile.probing import deployment, exporting
 from spile.probing.features import joined
 from spile.probing.heads import fit_head
 from spile.probing.ridge import fit_ridge
-from spile.torch.engines import model_inputs
+from spile.torch.inputs import model_inputs
 
 SPEC = spile.ImagePreprocessing(resize=12, crop=(12, 12), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 import spile
 from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
-from spile.torch.engines import EagerEngine, model_inputs
+from spile.torch.accelerating import engine_for
+from spile.torch.engines import EagerEngine
+from spile.torch.inputs import model_inputs
 from spile.torch.taps import Tap
 
 CPU = torch.device("cpu")
@@ -27,62 +30,6 @@ SPEC = ImagePreprocessing(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), scale=1 / 2
 @pytest.fixture
 def pixels() -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 256, size=(2, 8, 6, 3), dtype=np.uint8)
-
-
-def test_pixels_are_normalised(pixels: np.ndarray[Any, Any]) -> None:
-    found = model_inputs(pixels, preprocessing=SPEC, device=CPU)
-    expected = (pixels.astype(np.float64) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
-    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
-    assert found.dtype == torch.float32
-
-
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-@pytest.mark.parametrize("form", [np.uint8, np.float32])
-def test_images_are_channels_last_but_for_a_batch_of_few_pixels(form: Any, order: Any) -> None:
-    """Laying out the weights of a network anew for it takes longer than it saves."""
-    for samples, memory in ((63, torch.contiguous_format), (64, torch.channels_last)):
-        images = np.zeros((samples, 32, 32, 3), form)
-        given = images if form is np.uint8 else images.transpose(0, 3, 1, 2)
-        ready = model_inputs(given, preprocessing=replace(SPEC, channel_order=order), device=CPU)
-        assert ready.shape == (samples, 3, 32, 32)
-        assert ready.is_contiguous(memory_format=memory)
-
-
-def test_channels_are_taken_in_the_order_of_the_model(pixels: np.ndarray[Any, Any]) -> None:
-    found = model_inputs(pixels, preprocessing=replace(SPEC, channel_order="BGR"), device=CPU)
-    expected = (pixels[..., ::-1].astype(np.float64) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
-    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
-
-
-def test_grey_pixels(pixels: np.ndarray[Any, Any]) -> None:
-    spec = ImagePreprocessing(mean=(0.5,), std=(0.25,), channels=1)
-    found = model_inputs(pixels[..., :1], preprocessing=spec, device=CPU)
-    assert found.shape == (2, 1, 8, 6)
-
-
-def test_pixels_without_preprocessing_are_refused(pixels: np.ndarray[Any, Any]) -> None:
-    with pytest.raises(ModelError, match="uint8 images need the model's preprocessing"):
-        model_inputs(pixels, preprocessing=None, device=CPU)
-
-
-def test_memory_that_cannot_be_written_is_copied(pixels: np.ndarray[Any, Any]) -> None:
-    for array in (pixels, pixels.astype(np.float32)):
-        array.flags.writeable = False
-        found = model_inputs(array, preprocessing=SPEC, device=CPU)  # PyTorch would warn
-        before = array.copy()
-        found.zero_()
-        assert np.array_equal(array, before)
-
-
-def test_other_inputs_are_taken_as_ready() -> None:
-    double = np.ones((2, 3))
-    found = model_inputs({"a": double, "b": np.arange(4), "c": torch.ones(2, dtype=torch.float64), "d": None},
-                         preprocessing=SPEC, device=CPU)  # fmt: skip
-    assert {k: v.dtype for k, v in found.items() if v is not None} == {
-        "a": torch.float32, "b": torch.int64, "c": torch.float64
-    }  # fmt: skip
-    ready = model_inputs(np.zeros((2, 3, 4, 5), dtype=np.float32), preprocessing=SPEC, device=CPU)
-    assert not ready.any()
 
 
 class Net(nn.Module):
@@ -168,6 +115,47 @@ def test_whole_numbers_stay_whole() -> None:
     found = EagerEngine(tap, preprocessing=None, precision="float32")(np.eye(5, dtype=np.float32))
     assert found["0"].tolist() == [0, 1, 2, 3, 4]
     assert found["0"].dtype == np.int64
+
+
+@pytest.mark.parametrize("name", ["eager", "compile"])
+def test_halves_are_the_float32_values_rounded(pixels: np.ndarray[Any, Any], name: Any) -> None:
+    pools = {"conv": None, "at": largest}
+    tap = Tap(Net(), {"conv": "conv", "at": "conv"}, pool=pools, example=(1, 3, 8, 6))
+    given: dict[str, Any] = {"preprocessing": SPEC, "precision": "float32", "name": name}
+    whole, half = (engine_for(tap, samples=None, half=half, **given)(pixels) for half in (False, True))
+    assert (half["conv"].dtype, half["at"].dtype) == (np.float16, np.int64)
+    np.testing.assert_array_equal(half["conv"], whole["conv"].astype(np.float16))
+    np.testing.assert_array_equal(half["at"], whole["at"])
+
+
+def largest(x: Tensor) -> Tensor:
+    return x.flatten(1).argmax(1)
+
+
+class Watched(nn.Module):
+    """Knows whether two passes ran at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way, self.most = 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        time.sleep(0.05)
+        self.under_way -= 1
+        return x + 1
+
+
+def test_passes_follow_each_other_in_however_many_threads() -> None:
+    """A pass may change the model for its time: flags, hooks."""
+    model = nn.Sequential(Watched())
+    engine = EagerEngine(Tap(model, "0", pool=None), preprocessing=None, precision="float32")
+    batches = [np.full((2, 3), number, np.float32) for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(engine, batches))
+    assert [values["0"][0, 0] for values in found] == [1, 2, 3, 4]
+    assert model[0].most == 1
 
 
 def test_an_unknown_precision_is_refused() -> None:

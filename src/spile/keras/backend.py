@@ -69,8 +69,9 @@ def engine(
     precision: Precision,
     name: EngineName = "auto",
     samples: int | None = None,
+    half: bool = False,
 ) -> Engine:
-    """The engine that runs `tap` during extraction."""
+    """The engine that runs `tap` during extraction; floats come in float32 with `half` too."""
     return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision, samples=samples)
 
 
@@ -136,6 +137,11 @@ def load_trained(model: Any, path: Path) -> None:
 def load_reached(model: Any, path: Path) -> None:
     """Put back what `save_reached` wrote; layers past the deepest point keep what they have."""
     load_weights(model, path, allow_missing=True)
+
+
+def device(model: Any) -> str:
+    """What the backend of Keras computes on: ``cpu`` or ``cuda``."""
+    return runtime().versions()["device"]
 
 
 def versions(model: Any) -> dict[str, str]:

@@ -28,18 +28,19 @@ def engine_for(
     preprocessing: ImagePreprocessing | None,
     precision: Precision,
     samples: int | None,
+    half: bool = False,
 ) -> Engine:
     """The engine of this name; see `spile.extract`. Raises `ModelError` for one that is not at hand."""
     if name not in NAMES:
         raise ModelError(f"unknown engine {name!r}: write one of {', '.join(map(repr, NAMES))}")
-    eager = EagerEngine(tap, preprocessing=preprocessing, precision=precision)
+    eager = EagerEngine(tap, preprocessing=preprocessing, precision=precision, half=half)
     exact = EagerEngine(tap, preprocessing=preprocessing, precision="float32")
     if name == "eager":
         return eager
     if name == "auto":
-        candidates = [_candidate(tap, each, preprocessing, precision) for each in _fitting(tap)]
+        candidates = [_candidate(tap, each, preprocessing, precision, half) for each in _fitting(tap)]
         return AutoEngine(eager, candidates, samples=samples, precision=precision, reference=exact)
-    candidate = _candidate(tap, name, preprocessing, precision)
+    candidate = _candidate(tap, name, preprocessing, precision, half)
     versions = on_openvino.versions() if name == "openvino" else {}
     return AskedEngine(candidate, precision=precision, reference=exact, versions=versions)
 
@@ -53,7 +54,7 @@ def _fitting(tap: Tap) -> tuple[EngineName, ...]:
 
 
 def _candidate(
-    tap: Tap, name: EngineName, preprocessing: ImagePreprocessing | None, precision: Precision
+    tap: Tap, name: EngineName, preprocessing: ImagePreprocessing | None, precision: Precision, half: bool
 ) -> Candidate:
     def prepare(inputs: Any) -> Engine:
         if name == "openvino":
@@ -64,7 +65,7 @@ def _candidate(
             return OpenVINOEngine(tap, inputs, preprocessing=preprocessing, precision=precision)
         from spile.torch.compiling import CompileEngine  # loads the compiler
 
-        return CompileEngine(tap, inputs, preprocessing=preprocessing, precision=precision)
+        return CompileEngine(tap, inputs, preprocessing=preprocessing, precision=precision, half=half)
 
     least, for_each = _PREPARATION[name]
     layers = sum(not any(module.children()) for module in tap.model.modules())

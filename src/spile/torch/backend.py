@@ -20,8 +20,8 @@ from spile.supervision.settings import Settings
 from spile.torch.accelerating import engine_for
 from spile.torch.classifiers import set_classifier, with_classifier
 from spile.torch.deploying import save_reached, save_trained
-from spile.torch.engines import model_inputs
 from spile.torch.exporting import export_tap as export
+from spile.torch.inputs import model_inputs
 from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
 from spile.torch.supervision import Supervised
@@ -73,9 +73,12 @@ def engine(
     precision: Precision,
     name: EngineName = "auto",
     samples: int | None = None,
+    half: bool = False,
 ) -> Engine:
     """The engine that runs `tap` during extraction of that many `samples`, where the number is known."""
-    return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision, samples=samples)
+    return engine_for(
+        tap, name=name, preprocessing=preprocessing, precision=precision, samples=samples, half=half
+    )
 
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
@@ -148,9 +151,14 @@ def load_reached(model: Any, path: Path) -> None:
     load_weights(model, path, allow_missing=True)
 
 
+def device(model: Any) -> str:
+    """What the model is on: ``cpu``, ``cuda``, ``mps``, …."""
+    return device_of(model).type
+
+
 def versions(model: Any) -> dict[str, str]:
     """What can change a value: versions of PyTorch and the libraries of the layers, and the machine."""
     roots = {type(module).__module__.partition(".")[0] for module in model.modules()}
     libraries = {name: sys.modules[name].__version__ for name in sorted(roots & _LIBRARIES)}
-    machine = f"{platform.machine()} {device_of(model).type}"
+    machine = f"{platform.machine()} {device(model)}"
     return {"torch": torch.__version__, **libraries, "machine": machine}

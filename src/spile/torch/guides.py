@@ -25,7 +25,7 @@ from spile.augmentation.settings import (
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import Point
 from spile.torch import attributing
-from spile.torch.engines import laid_out
+from spile.torch.inputs import laid_out
 from spile.torch.models import architecture_hash, weights_hash
 from spile.torch.placing import grid_of
 from spile.torch.taps import Tap

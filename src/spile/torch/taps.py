@@ -14,7 +14,7 @@ from spile.errors import CaptureError, ModelError
 from spile.observation import Observation
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, by_place, resolve
 from spile.torch.capturing import Capture, Observer, Stop
-from spile.torch.engines import ready_images
+from spile.torch.inputs import ready_images
 from spile.torch.observing import observe
 from spile.torch.quiet import quiet_pass, unchanged
 from spile.torch.trees import (

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from spile.choosing import EngineUnfit, reason_of
 from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
-from spile.torch.engines import model_inputs, normalised
 from spile.torch.exporting import Flows, exporting
+from spile.torch.inputs import model_inputs, normalised
 from spile.torch.taps import Tap
 from spile.torch.trees import Inputs, called_with, device_of, unwrap
 

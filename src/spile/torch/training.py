@@ -16,7 +16,7 @@ from spile.errors import MissingDependency, TrainingError
 from spile.fitting import Epoch, Fitted, Job, LabelledBatch
 from spile.loading import library
 from spile.torch import losses
-from spile.torch.engines import model_inputs
+from spile.torch.inputs import model_inputs
 from spile.torch.observing import takes_channels_last
 from spile.torch.references import logits_of
 from spile.torch.trees import device_of, transform

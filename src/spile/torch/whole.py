@@ -19,9 +19,9 @@ from spile.loading import first_line
 from spile.on_openvino import import_openvino, openvino_core
 from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
-from spile.torch.engines import model_inputs, normalised
 from spile.torch.exporting import Flows, traced
 from spile.torch.fitted import FittedHead
+from spile.torch.inputs import model_inputs, normalised
 from spile.torch.on_openvino import converted
 from spile.torch.taps import Tap
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
@@ -294,6 +294,14 @@ class Backend(Protocol):
 
         With `half`, floats may come in float16, where that saves copying.
         """
+        ...
+
+    def pack(self, tap: Tap, devices: Sequence[str]) -> bytes:
+        """A tap as `unpack` takes it in processes that use these devices. Raises `ModelError`."""
+        ...
+
+    def unpack(self, packed: bytes, device: str, of: int) -> Tap:
+        """The tap, on `device`, in one of so many processes of this machine."""
         ...
 
     def example(self, inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:

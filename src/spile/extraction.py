@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import PIL
 
 import spile
-from spile.backend import Engine, EngineName, Precision, Tap, backend_of
-from spile.data import Batch, Source, Stream, batches, open_source
-from spile.errors import DataError, ModelError
-from spile.models import LoadedModel
-from spile.pipeline import BadSampleLimit, automatic_batch_size, several_at_once, written_behind
-from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
+from spile.backend import EngineName, Precision, Tap, backend_of
+from spile.computing import Pass, Settings
+from spile.data import Batch, Source, Stream
+from spile.devices import Processes
+from spile.errors import DataError
+from spile.pipeline import BadSampleLimit, written_behind
+from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.progress import progress_bar
 from spile.resolution import Point
 from spile.store import ColumnSpec, Manifest, Store, Writer, create, has_store, open_store
 from spile.store import resume as resume_store
 
 Dtype = Literal["float16", "float32"]
-
-_MASKS = ("attention_mask", "padding_mask")
-"""What Hugging Face and Keras Hub call the input that says which tokens are real."""
 
 _SAME_MODEL = ("architecture", "weights", "mode", "preprocessing", "precision", "samples")
 """What columns that are added to a store must share with it."""
@@ -49,6 +46,7 @@ def extract(
     progress: bool = True,
     max_bad: float = 0.01,
     workers: int | None = None,
+    devices: Sequence[str] | None = None,
     storage_options: Mapping[str, str] | None = None,
 ) -> Store:
     """Write the activations of all samples at all points of a tap into a store, and return it.
@@ -69,6 +67,9 @@ def extract(
         max_bad: share of samples that may be unreadable (one always may); they become rows of
             ``store.skipped``.
         workers: threads that read and decode.
+        devices: of this machine, e.g. ``["cuda:0", "cuda:1"]``: a process on each reads and computes its
+            share of the batches (PyTorch). Tap and data are sent to it, so they must be such that can be
+            pickled, and a script does its work under ``if __name__ == "__main__":``.
 
     Raises `DataError`, `CaptureError`, `StoreError`, and `FingerprintMismatch` where the store at `path` was
     made by something that gives other values.
@@ -78,17 +79,15 @@ def extract(
         made = open_store(path, storage_options=storage_options).manifest.fingerprinted
         engine = made["engine"] if engine == "auto" else engine
         batch_size = made["batch_size"] if batch_size == "auto" else batch_size
-    with _run(
-        tap,
-        data,
-        engine,
-        precision,
-        batch_size,
-        preprocessing,
-        workers,
+    settings = Settings(
+        engine=engine,
+        precision=precision,
+        batch_size=batch_size,
+        preprocessing=preprocessing,
+        workers=workers,
         half=dtype == "float16",
-        again=bool(made),
-    ) as run:
+    )
+    with _run(tap, data, settings, again=bool(made), devices=devices) as run:
         columns = run.columns(dtype)
         manifest = run.manifest()
         writer = _open_writer(path, columns, manifest, again=resume, storage_options=storage_options)
@@ -125,10 +124,15 @@ def add(
     model, its preprocessing, precision and samples must be those of the store (`FingerprintMismatch`).
     """
     made = store.manifest.fingerprinted
-    precision, size = made["precision"], made["batch_size"]
-    with _run(
-        tap, data, "auto", precision, size, preprocessing, workers, half=dtype == "float16", again=False
-    ) as run:
+    settings = Settings(
+        engine="auto",
+        precision=made["precision"],
+        batch_size=made["batch_size"],
+        preprocessing=preprocessing,
+        workers=workers,
+        half=dtype == "float16",
+    )
+    with _run(tap, data, settings, again=False) as run:
         columns = run.columns(dtype)
         known = set(store.ids.tolist())
         with (
@@ -164,75 +168,50 @@ def _append(writer: Writer, batch: Batch, arrays: Mapping[str, Any]) -> None:
     writer.append(batch.records, batch.positions, arrays, batch.skipped, stop=batch.stop)
 
 
-@dataclass
 class _Run:
     """One extraction under way: opened data, the tap's engine, the first batch that had a good sample."""
 
-    tap: Tap
-    source: Source | Stream
-    preprocessing: Preprocessing | None
-    tokenize: Callable[[list[str]], dict[str, np.ndarray[Any, Any]]] | None
-    engine: Engine
-    precision: Precision
-    batch_size: int
-    workers: int | None
-    again: bool
-    """The run goes on with a store: its first batch is computed for the shapes alone, in eager."""
-    bytes: int = 0
-
-    @property
-    def length(self) -> int | None:
-        """Samples in the data, where that is known."""
-        return self.source.length if isinstance(self.source, Stream) else len(self.source.records)
-
-    def __post_init__(self) -> None:
-        self._first = self._read(0)
+    def __init__(
+        self, tap: Tap, data: Any, settings: Settings, *, again: bool, devices: Sequence[str] | None = None
+    ) -> None:
+        self.bytes = 0
+        self._again = again
+        """The run goes on with a store: its first batch is computed for the shapes alone, in eager."""
+        self._precision = settings.precision
+        self._pass = own = Pass.of(tap, data, settings)
+        self._others: Processes | None = None
+        if devices is not None:
+            if isinstance(own.source, Stream):
+                raise DataError(
+                    f"{own.source.name} is a stream of batches, which comes to one process: leave out "
+                    "devices, or give its dataset"
+                )
+            self._others = Processes.of(devices, tap, data, settings)
+        self._first = own.read()
         self._lead: list[Batch] = []
         for batch in self._first:
             self._lead.append(batch)
             if batch.records:
                 break
         else:
-            raise DataError(_nothing_read(self.source.name, self._lead))
-        images = self.preprocessing if isinstance(self.preprocessing, ImagePreprocessing) else None
-        first = self.engine
-        if self.again:
-            first = backend_of(self.tap.model).engine(
-                self.tap, name="eager", preprocessing=images, precision=self.precision
+            raise DataError(_nothing_read(own.source.name, self._lead))
+        eager = None
+        if again:
+            images = own.preprocessing if isinstance(own.preprocessing, ImagePreprocessing) else None
+            eager = backend_of(tap.model).engine(
+                tap, name="eager", preprocessing=images, precision=settings.precision
             )
-        self._lead_arrays = self._compute(self._lead[-1], first)
+        self._lead_arrays = own.compute(self._lead[-1], eager)
 
-    def _read(self, start: int) -> Iterator[Batch]:
-        return batches(
-            self.source,
-            self.preprocessing,
-            batch_size=self.batch_size,
-            start=start,
-            workers=self.workers,
-            tokenizer=self.tokenize,
-        )
-
-    def _compute(self, batch: Batch, engine: Engine) -> dict[str, Any]:
-        if not batch.records:
-            return {}
-        return {name: self._kept(name, values, batch) for name, values in engine(batch.inputs).items()}
-
-    def _kept(self, name: str, values: np.ndarray[Any, Any], batch: Batch) -> Any:
-        """The values of a batch; tokens that are padding go, which leaves samples of several lengths."""
-        if len(values) != len(batch.records):
-            raise ModelError(
-                f"{name} gives {len(values)} rows for {len(batch.records)} samples, so it cannot be stored "
-                "by sample: leave it out, or give a pool that makes one row of each sample"
-            )
-        named = batch.inputs if isinstance(batch.inputs, dict) else {}
-        mask = next((named[name] for name in _MASKS if name in named), None)
-        if mask is not None and values.ndim > 2 and values.shape[:2] == tuple(mask.shape):
-            return [row[np.asarray(real, dtype=bool)] for row, real in zip(values, mask, strict=True)]
-        return values
+    @property
+    def length(self) -> int | None:
+        """Samples in the data, where that is known."""
+        return self._pass.length
 
     def columns(self, dtype: Dtype) -> list[ColumnSpec]:
         """One column a point, shaped like the first batch."""
-        baselines = {"@in": "raw", self.tap.last_features: "last"}
+        tap = self._pass.tap
+        baselines = {"@in": "raw", tap.last_features: "last"}
         return [
             ColumnSpec(
                 name=point.name,
@@ -240,26 +219,27 @@ class _Run:
                 dtype=dtype,
                 info=_info(point, baselines),
             )
-            for point in self.tap.points
+            for point in tap.points
         ]
 
     def manifest(self) -> Manifest:
         """What determines the values, and what is only recorded."""
-        backend = backend_of(self.tap.model)
-        origin = self.tap.origin
+        own, tap = self._pass, self._pass.tap
+        backend = backend_of(tap.model)
+        origin = tap.origin
         return Manifest(
             fingerprinted={
-                "architecture": backend.architecture_hash(self.tap.model),
-                "weights": backend.weights_hash(self.tap.model),
-                "mode": self.tap.mode,
-                "preprocessing": self.preprocessing.to_json() if self.preprocessing else None,
-                "samples": _samples_hash(self.source),
-                "engine": self.engine.name,
-                "precision": self.precision,
-                "batch_size": self.batch_size,
+                "architecture": backend.architecture_hash(tap.model),
+                "weights": backend.weights_hash(tap.model),
+                "mode": tap.mode,
+                "preprocessing": own.preprocessing.to_json() if own.preprocessing else None,
+                "samples": _samples_hash(own.source),
+                "engine": own.engine.name,
+                "precision": self._precision,
+                "batch_size": own.batch_size,
                 "versions": {
-                    **backend.versions(self.tap.model),
-                    **self.engine.versions,
+                    **backend.versions(tap.model),
+                    **own.engine.versions,
                     "pillow": PIL.__version__,
                     "spile": spile.__version__,
                 },
@@ -267,10 +247,11 @@ class _Run:
             recorded={
                 "model": origin.reference
                 if origin
-                else f"{type(self.tap.model).__module__}.{type(self.tap.model).__qualname__}",
-                "data": self.source.name,
-                "kind": self.source.kind,
-                "engine": dict(self.engine.notes),
+                else f"{type(tap.model).__module__}.{type(tap.model).__qualname__}",
+                "data": own.source.name,
+                "kind": own.source.kind,
+                "engine": dict(own.engine.notes),
+                **({"devices": list(self._others.devices)} if self._others else {}),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "numpy": np.__version__,
             },
@@ -279,21 +260,31 @@ class _Run:
     def results(self, columns: Sequence[ColumnSpec], *, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Every batch from `start` on with its arrays; what was read to learn shapes is not read again."""
         empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
-        ahead: Iterator[Batch] = chain(self._lead, self._first)
-        if start:
-            self.close()
-            ahead = self._read(start)
-
-        def compute(batch: Batch) -> dict[str, Any]:
-            known = batch is self._lead[-1] and not self.again
-            return self._lead_arrays if known else self._compute(batch, self.engine)
-
-        for batch, found in several_at_once(ahead, compute, lambda: self.engine.at_once):
+        for batch, found in self._on_devices(start) if self._others else self._here(start):
             arrays = found or empty
             self.bytes += (
                 sum(_size(values) for values in arrays.values()) * np.dtype(columns[0].dtype).itemsize
             )
             yield batch, arrays
+
+    def _here(self, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        if start:
+            self.close()
+            return self._pass.results(self._pass.read(start))
+        return self._pass.results(chain(self._lead, self._first), self._known)
+
+    def _on_devices(self, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        assert self._others is not None and self.length is not None
+        self.close()
+        if not start:
+            yield from self._pass.results(self._lead, self._known)
+            start = self._lead[-1].stop
+        if start < self.length:
+            engine = cast(EngineName, self._pass.engine.name)
+            yield from self._others.results(start=start, engine=engine, batch_size=self._pass.batch_size)
+
+    def _known(self, batch: Batch) -> dict[str, Any] | None:
+        return self._lead_arrays if batch is self._lead[-1] and not self._again else None
 
     def close(self) -> None:
         """Stop the reading threads."""
@@ -304,41 +295,9 @@ class _Run:
 
 @contextmanager
 def _run(
-    tap: Tap,
-    data: Any,
-    engine: EngineName,
-    precision: Precision,
-    batch_size: int | Literal["auto"],
-    preprocessing: Preprocessing | None,
-    workers: int | None,
-    *,
-    half: bool,
-    again: bool,
+    tap: Tap, data: Any, settings: Settings, *, again: bool, devices: Sequence[str] | None = None
 ) -> Iterator[_Run]:
-    source = open_source(data)
-    origin: LoadedModel | None = tap.origin
-    chosen = preprocessing or (origin.preprocessing if origin else None)
-    if source.kind != ("text" if isinstance(chosen, TextPreprocessing) else "image"):
-        chosen = None
-    images = chosen if isinstance(chosen, ImagePreprocessing) else None
-    run = _Run(
-        tap=tap,
-        source=source,
-        preprocessing=chosen,
-        tokenize=origin.tokenize if origin else None,
-        engine=backend_of(tap.model).engine(
-            tap,
-            name=engine,
-            preprocessing=images,
-            precision=precision,
-            samples=source.length if isinstance(source, Stream) else len(source.records),
-            half=half,
-        ),
-        precision=precision,
-        batch_size=automatic_batch_size(tap) if batch_size == "auto" else batch_size,
-        workers=workers,
-        again=again,
-    )
+    run = _Run(tap, data, settings, again=again, devices=devices)
     try:
         yield run
     finally:

@@ -47,13 +47,20 @@ def extract(
     weights: Weights = None,
     input_size: InputSize = None,
     device: Device = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Several of this machine, a process on each: cuda:0,cuda:1 (PyTorch models)."),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write activations of many layers of many samples into a store, in one pass; run again to go on."""
     import spile
 
-    loaded = load(model, weights, input_size, device)
+    several = devices.split(",") if devices else None
+    if add and several:
+        raise typer.BadParameter("--add runs on one device: write --device", param_hint="--devices")
+    loaded = load(model, weights, input_size, several[0] if several and not device else device)
     tap = spile.tap(loaded, addresses or ["stages"], pool=None if pool == "none" else pool)
     if add:
         store = spile.open(out).add(tap, data, dtype=dtype.value, progress=not quiet, workers=workers)
@@ -67,6 +74,7 @@ def extract(
             precision=precision.value,
             batch_size=batch_size or "auto",
             workers=workers,
+            devices=several,
             max_bad=max_bad,
             resume=resume,
             progress=not quiet,

@@ -42,6 +42,7 @@ def batches(
     *,
     batch_size: int,
     start: int = 0,
+    every: int = 1,
     workers: int | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Generator[Batch, None, None]:
@@ -58,6 +59,7 @@ def batches(
             ignore it.
         batch_size: samples a batch.
         start: how many samples to leave out at the beginning; a boundary between batches.
+        every: of the batches from there on, take the first of so many; not for a stream.
         workers: threads that read and decode; by default one a processor, 16 at most.
         tokenizer: texts to a dict of arrays of shape (n, tokens); needed for a source of texts.
 
@@ -68,7 +70,7 @@ def batches(
         return _stream(source, preprocessing, start)
     workers = _processors() if workers is None else workers
     _check(source, preprocessing, batch_size, start, workers, tokenizer)
-    return _load(source, preprocessing, batch_size, start, workers, tokenizer)
+    return _load(source, preprocessing, batch_size, start, every, workers, tokenizer)
 
 
 def _check(
@@ -123,13 +125,14 @@ def _load(
     preprocessing: Preprocessing | None,
     batch_size: int,
     start: int,
+    every: int,
     workers: int,
     tokenizer: Tokenizer | None,
 ) -> Generator[Batch, None, None]:
     total = len(source.records)
     assemble = _Assembly(source.kind, source.name, tokenizer)
-    if start and source.kind == "array":
-        assemble.expect_like_first(source)
+    if start and source.kind != "text":
+        assemble.expect_like_first(source, preprocessing)
     stop = threading.Event()
 
     def read_chunk(positions: range) -> list[_Read]:
@@ -138,7 +141,7 @@ def _load(
     ahead: deque[tuple[range, list[Future[list[_Read]]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="spile-read")
     try:
-        for first in range(start, total, batch_size):
+        for first in range(start, total, batch_size * every):
             positions = range(first, min(first + batch_size, total))
             chunks = [positions[i : i + _CHUNK] for i in range(0, len(positions), _CHUNK)]
             ahead.append((positions, [pool.submit(read_chunk, chunk) for chunk in chunks]))
@@ -176,10 +179,10 @@ class _Assembly:
         self.tokenizer = tokenizer
         self.form: Form | None = None
 
-    def expect_like_first(self, source: Source) -> None:
-        """Take the form from the beginning of `source`, so that a resumed run judges as the first did."""
+    def expect_like_first(self, source: Source, preprocessing: Preprocessing | None) -> None:
+        """Take the form from the beginning of `source`, so that a later part is judged as the whole is."""
         for position in range(len(source.records)):
-            read = _read(source, position, None)
+            read = _read(source, position, preprocessing)
             if read.reason is None:
                 self.form = _form(read.value)
                 return

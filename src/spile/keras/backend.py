@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spile.augmentation.canvas import Canvas
 from spile.augmentation.features import FeatureOperation
 from spile.augmentation.settings import GuideLike, GuideSettings
 from spile.backend import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
+from spile.errors import ModelError
 from spile.fitting import Fitted, Job
 from spile.keras.accelerating import engine_for
 from spile.keras.classifiers import set_classifier, with_classifier
@@ -33,6 +35,7 @@ __all__ = [
     "architecture_hash",
     "at_layer",
     "canvas",
+    "device",
     "engine",
     "example",
     "export",
@@ -44,6 +47,7 @@ __all__ = [
     "load_trained",
     "observe",
     "open_whole",
+    "pack",
     "save_reached",
     "save_trained",
     "save_whole",
@@ -51,6 +55,7 @@ __all__ = [
     "set_classifier",
     "supervise",
     "tap",
+    "unpack",
     "versions",
     "weights_hash",
     "with_classifier",
@@ -73,6 +78,19 @@ def engine(
 ) -> Engine:
     """The engine that runs `tap` during extraction; floats come in float32 with `half` too."""
     return engine_for(tap, name=name, preprocessing=preprocessing, precision=precision, samples=samples)
+
+
+def pack(tap: Tap, devices: Sequence[str]) -> bytes:
+    """Refuse: a backend of Keras takes its devices for itself when it is loaded."""
+    raise ModelError(
+        "devices= is for PyTorch models. With Keras, run one extraction a device, each of a part of the "
+        "data, and show each process its own device alone (CUDA_VISIBLE_DEVICES)"
+    )
+
+
+def unpack(packed: bytes, device: str, of: int) -> Tap:
+    """There is nothing to unpack."""
+    raise NotImplementedError
 
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:

@@ -24,6 +24,7 @@ from spile.torch.exporting import export_tap as export
 from spile.torch.inputs import model_inputs
 from spile.torch.models import architecture_hash, load_weights, weights_hash
 from spile.torch.observing import observe
+from spile.torch.packing import pack, unpack
 from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
 from spile.torch.trees import device_of, transform
@@ -34,6 +35,7 @@ __all__ = [
     "architecture_hash",
     "at_layer",
     "canvas",
+    "device",
     "engine",
     "example",
     "export",
@@ -45,6 +47,7 @@ __all__ = [
     "load_trained",
     "observe",
     "open_whole",
+    "pack",
     "save_reached",
     "save_trained",
     "save_whole",
@@ -52,6 +55,7 @@ __all__ = [
     "set_classifier",
     "supervise",
     "tap",
+    "unpack",
     "versions",
     "weights_hash",
     "with_classifier",

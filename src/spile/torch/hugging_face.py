@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,11 @@ def tokenizer_of(transformers: Any, spec: TextPreprocessing) -> Tokenize:
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec.tokenizer, trust_remote_code=False)
     if tokenizer.pad_token is None:  # masked out, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
+    return partial(_tokens, tokenizer, spec.max_length)
 
-    return lambda texts: dict(
-        tokenizer(texts, padding=True, truncation=True, max_length=spec.max_length, return_tensors="np")
-    )
+
+def _tokens(tokenizer: Any, max_length: int | None, texts: list[str]) -> dict[str, Any]:
+    return dict(tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="np"))
 
 
 @contextmanager

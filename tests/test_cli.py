@@ -212,6 +212,19 @@ def test_extracting_again_goes_on_and_add_adds(
     assert_one_line(code, err, "f.lance")
 
 
+def test_several_devices(capsys: pytest.CaptureFixture[str], model: str, data: Path, tmp_path: Path) -> None:
+    """The processes know the classes of the user's file."""
+    command = ("extract", data, "-m", model, "-q", "--json", "--batch-size", "8", "-l", "0")
+    found = []
+    for name, more in (("one", ()), ("two", ("--devices", "cpu,cpu"))):
+        code, told, err = spile(capsys, *command, "-o", tmp_path / f"{name}.lance", *more)
+        assert code == 0, err
+        found.append(json.loads(told)["fingerprint"])
+    assert found[0] == found[1]
+    code, _, err = spile(capsys, *command, "-o", tmp_path / "two.lance", "--add", "--devices", "cpu,cpu")
+    assert code == 2 and "--device" in err
+
+
 def assert_one_line(code: int, err: str, *words: str) -> None:
     assert code == 1
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")

@@ -11,6 +11,7 @@ from itertools import cycle
 from multiprocessing.connection import Connection
 from typing import Any
 
+from spile import python_files
 from spile.backend import EngineName, Tap, backend_named, backend_of, framework_of
 from spile.computing import Pass, Settings
 from spile.cores import usable_cores
@@ -29,6 +30,8 @@ class Processes:
 
     devices: tuple[str, ...]
     framework: str
+    files: tuple[str, ...]
+    """Of the user's own Python, where the model's classes may be."""
     tap: bytes
     data: bytes
     settings: Settings
@@ -49,6 +52,7 @@ class Processes:
         return cls(
             devices=tuple(devices),
             framework=str(framework_of(tap.model)),
+            files=python_files.imported(),
             tap=packed,
             data=sent,
             settings=settings,
@@ -148,6 +152,7 @@ def _serve(connection: Connection) -> None:
 
 def _opened(order: Processes, turn: int) -> Pass:
     of = len(order.devices)
+    python_files.import_again(order.files)
     tap = backend_named(order.framework).unpack(order.tap, order.devices[turn], of)
     readers = max(1, (order.settings.workers or usable_cores()) // of)
     data = pickle.loads(order.data)  # noqa: S301 - from the process that started this one

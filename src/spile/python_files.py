@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,24 @@ def made_by(path: str, factory: str) -> tuple[Any, Preprocessing | None]:
     return model, spec
 
 
+def imported() -> tuple[str, ...]:
+    """The files of the user that models came from, in this process."""
+    return tuple(str(module.__file__) for name, module in sys.modules.items() if name.startswith(_PREFIX))
+
+
+def import_again(files: Iterable[str]) -> None:
+    """Make the classes of these files known under the names that `made_by` gave them in another process."""
+    for path in files:
+        with _user_code(Path(path)):
+            _import_file(Path(path))
+
+
+_PREFIX = "spile_file_"
+
+
 def _import_file(file: Path) -> Any:
     """Run the file as a module of its own, with its folder importable, as ``python file.py`` would."""
-    name = f"spile_file_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    name = f"{_PREFIX}{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ModelError(f"{file} cannot be imported")

@@ -47,6 +47,14 @@ def test_starting_later_gives_the_same_batches():
     assert list(batches(source, None, batch_size=5, start=25)) == []
 
 
+def test_every_other_batch():
+    source = samples(lambda position: np.full(4, position), 23)
+    whole = list(batches(source, None, batch_size=5))
+    parts = [list(batches(source, None, batch_size=5, start=5 * turn, every=2)) for turn in (0, 1)]
+    assert [b.positions for b in parts[0]] == [b.positions for b in whole[::2]]
+    assert [b.positions for b in parts[1]] == [b.positions for b in whole[1::2]]
+
+
 def test_bad_samples_are_reported_where_they_stood():
     def read(position):
         if position in (1, 4, 5, 6, 7):

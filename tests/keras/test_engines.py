@@ -103,6 +103,12 @@ def test_pixels_are_normalised_as_told() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_several_devices_are_refused_with_what_to_do_instead() -> None:
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ModelError, match=r"for PyTorch models.*CUDA_VISIBLE_DEVICES"):
+        spile.extract(spile.tap(model, "stages"), np.ones((3, 4), np.float32), devices=["cuda:0", "cuda:1"])
+
+
 def test_pixels_without_their_preprocessing_are_refused() -> None:
     with pytest.raises(ModelError, match="uint8 images need the model's preprocessing"):
         engine(spile.tap(net(), "conv"))(np.zeros((2, 8, 8, 3), np.uint8))

@@ -62,7 +62,7 @@ print(time.perf_counter() - began - made, int(peak.split()[1]) / 1024)
 """
 
 
-def machine() -> str:
+def machine(gpu: str = "no GPU used") -> str:
     """What it was measured on."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     cpu = platform.processor() or platform.machine()
@@ -75,7 +75,7 @@ def machine() -> str:
         cpu += f" ({', '.join(wide)})"
     load = os.getloadavg()[0]
     return (
-        f"Machine: {cpu}, {os.cpu_count()} processors, no GPU used; load when it began {load:.1f}. "
+        f"Machine: {cpu}, {os.cpu_count()} processors, {gpu}; load when it began {load:.1f}. "
         f"Python {platform.python_version()}, {versions}. {torch.get_num_threads()} threads each, "
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'not set')}. Ratios are "
         "medians of paired rounds in one process, with the smallest and the largest in brackets; above 1 is "

@@ -238,8 +238,8 @@ SECTIONS = {
 
 
 SCRIPTS = {
-    "Keras on TensorFlow": "keras_extraction.py --samples 100 --rounds 3",
-    "Keras on JAX": "keras_extraction.py --samples 100 --rounds 3",
+    "Keras on TensorFlow": "keras_extraction.py --samples 160 --rounds 3",
+    "Keras on JAX": "keras_extraction.py --samples 160 --rounds 3",
     "Probes": "transfer_search.py speed --layers 3",
     "Heads": "supervision_overhead.py --model resnet18 --size 128 --pairs 15",
     "Guides": "guide_overhead.py --rounds 12",

@@ -1,4 +1,4 @@
-"""ResNet-50 in bfloat16 on one GPU: all stages, averaged, against the bare compiled forward pass and a hook loop.
+"""ResNet-50 in bfloat16 on one GPU: all stages, averaged, against the bare compiled pass and a hook loop.
 
     python benchmarks/gpu_extraction.py --samples 20000 --files 5000
 

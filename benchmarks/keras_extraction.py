@@ -23,7 +23,7 @@ import numpy as np
 from pairing import Contender, Duel
 
 import spile
-from spile.backend import EngineName
+from spile.interfaces import EngineName
 
 LAYER = "conv3_block4_out"
 BATCH_SIZE = 32

@@ -42,8 +42,9 @@ from peers import (
 from torch import Tensor, nn
 
 import spile
-from spile.backend import EngineName, backend_of
+from spile.backend import backend_of
 from spile.data import batches, open_source
+from spile.interfaces import EngineName
 
 BATCH = 16
 HOOKS, EAGER, OPENVINO = "hook loop", "spile, eager", "spile, openvino"

@@ -1,4 +1,4 @@
-"""Whose model is it: answered from what is loaded, Keras first. And what a tap returns."""
+"""Whose model is it: answered from what is loaded, Keras first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import sys
 import types
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from torch import nn
 
 import spile.torch.backend
-from spile.backend import Activations, Backend, backend_of, framework_of
+from spile.backend import Backend, backend_of, framework_of
 from spile.errors import ModelError
 
 
@@ -63,34 +61,3 @@ def test_a_module_only_half_imported_is_passed_over(monkeypatch: pytest.MonkeyPa
 def test_the_torch_backend_has_all_that_a_backend_must_have() -> None:
     wanted = {name for name in vars(Backend) if not name.startswith("_")}
     assert wanted <= set(dir(spile.torch.backend))
-
-
-# --------------------------------------------------------------------------------------- activations
-
-
-def test_activations_map_names_to_tensors_and_show_shapes() -> None:
-    acts = Activations({"layer1": torch.zeros(2, 3), "fc": np.zeros((2, 5))})
-    assert repr(acts) == "Activations({'layer1': (2, 3), 'fc': (2, 5)})"
-    assert list(acts) == ["layer1", "fc"]
-    assert dict(acts)["fc"].shape == (2, 5)
-    assert isinstance(acts, dict)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda acts: acts.__setitem__("a", 1),
-        lambda acts: acts.__delitem__("a"),
-        lambda acts: acts.update(a=1),
-        lambda acts: acts.pop("a"),
-        lambda acts: acts.popitem(),
-        lambda acts: acts.clear(),
-        lambda acts: acts.setdefault("b", 1),
-        lambda acts: acts.__ior__({"b": 1}),
-    ],
-)
-def test_activations_are_read_only(change: Any) -> None:
-    acts = Activations({"a": torch.zeros(1)})
-    with pytest.raises(TypeError, match=r"activations are read-only; copy them with dict\(activations\)"):
-        change(acts)
-    assert list(acts) == ["a"]

@@ -91,7 +91,7 @@ def annotation(argument: ast.arg) -> str:
 
 def test_taps_have_the_same_methods() -> None:
     torch, keras = (methods(f"spile.{framework}.taps", "Tap") for framework in FRAMEWORKS)
-    protocol = methods("spile.backend", "Tap")
+    protocol = methods("spile.interfaces", "Tap")
     assert protocol.keys() - {"__init__"} <= torch.keys() & keras.keys()
     for name in (*protocol, "__init__"):
         assert signature(torch[name]) == signature(keras[name]), name
@@ -101,7 +101,7 @@ def test_taps_have_the_same_methods() -> None:
 def test_taps_fulfil_the_protocol(framework: str) -> None:
     """They may have more keywords, with defaults."""
     own = methods(f"spile.{framework}.taps", "Tap")
-    for name, node in methods("spile.backend", "Tap").items():
+    for name, node in methods("spile.interfaces", "Tap").items():
         found = signature(own[name])
         assert [each for each in found if not (each.startswith("keyword") and "=" in each)] == signature(
             node
@@ -111,7 +111,7 @@ def test_taps_fulfil_the_protocol(framework: str) -> None:
 def test_supervised_models_have_the_same_methods() -> None:
     """A framework may have more keywords, with defaults. Keras has the call itself in its own class."""
     torch, keras = (methods(f"spile.{framework}.supervision", "Supervised") for framework in FRAMEWORKS)
-    protocol = methods("spile.backend", "Supervised")
+    protocol = methods("spile.interfaces", "Supervised")
     for name in protocol.keys() - {CALL}:
         asked = signature(protocol[name])
         for own in (signature(torch[name]), signature(keras[name])):

@@ -10,8 +10,9 @@ from spile.augmentation.features import FeatureOperation
 from spile.augmentation.policies import Policy
 from spile.augmentation.reductions import checked_reduce
 from spile.augmentation.settings import BankLike, Given, GuideLike, GuideSettings
-from spile.backend import AtLayer, backend_named, backend_of
+from spile.backend import backend_named, backend_of
 from spile.errors import AugmentationError
+from spile.interfaces import AtLayer
 from spile.models import as_loaded, example_for
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressLike

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from spile.backend import Engine, EngineName, Precision
 from spile.errors import ModelError
+from spile.interfaces import Engine, EngineName, Precision
 from spile.loading import first_line
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]

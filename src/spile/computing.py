@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spile.backend import Engine, EngineName, Precision, Tap, backend_of
+from spile.backend import backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import ModelError
+from spile.interfaces import Engine, EngineName, Precision, Tap
 from spile.models import LoadedModel
 from spile.pipeline import automatic_batch_size, several_at_once
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing

@@ -12,11 +12,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from spile import python_files
-from spile.backend import EngineName, Tap, backend_named, backend_of, framework_of
+from spile.backend import backend_named, backend_of, framework_of
 from spile.computing import Pass, Settings
 from spile.cores import usable_cores
 from spile.data import Batch
 from spile.errors import DataError, ModelError
+from spile.interfaces import EngineName, Tap
 from spile.loading import first_line
 from spile.pipeline import written_behind
 

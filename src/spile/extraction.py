@@ -14,11 +14,12 @@ import numpy as np
 import PIL
 
 import spile
-from spile.backend import EngineName, Precision, Tap, backend_of
+from spile.backend import backend_of
 from spile.computing import Pass, Settings
 from spile.data import Batch, Source, Stream
 from spile.devices import Processes
 from spile.errors import DataError
+from spile.interfaces import EngineName, Precision, Tap
 from spile.pipeline import BadSampleLimit, written_behind
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.progress import progress_bar

@@ -58,7 +58,7 @@ class Job:
     model: Any
     """Whose output is logits, one a class."""
     supervised: Any
-    """The same model with heads, `spile.backend.Supervised`, or ``None``."""
+    """The same model with heads, `spile.interfaces.Supervised`, or ``None``."""
     main: Any
     """Which of the model's outputs holds its logits, see `spile.supervise`."""
     images: ImagePreprocessing | None

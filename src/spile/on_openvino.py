@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from spile.backend import Precision
 from spile.choosing import EngineUnfit, reason_of
+from spile.interfaces import Precision
 
 Array = np.ndarray[Any, Any]
 

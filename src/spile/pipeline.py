@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from spile.backend import Tap, backend_of
+from spile.backend import backend_of
 from spile.data import Batch
 from spile.errors import CaptureError, DataError, StoreError
+from spile.interfaces import Tap
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

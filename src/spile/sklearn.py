@@ -14,9 +14,10 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from spile.backend import Tap, backend_of
+from spile.backend import backend_of
 from spile.data import batches, open_source
 from spile.errors import DataError, ModelError
+from spile.interfaces import Tap
 from spile.models import LoadedModel, as_loaded, load_model
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined

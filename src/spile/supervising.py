@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from spile.backend import Supervised, backend_of
+from spile.backend import backend_of
 from spile.errors import SupervisionError
+from spile.interfaces import Supervised
 from spile.models import LoadedModel, as_loaded, example_for
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 from spile.address import literal
-from spile.backend import Activations, Mode, Tap, Verification, backend_of
+from spile.backend import backend_of
 from spile.errors import MissingDependency
+from spile.interfaces import Activations, Mode, Tap, Verification
 from spile.models import as_loaded, example_for
 from spile.observation import Item, Observation
 from spile.resolution import AddressesLike, PoolsLike

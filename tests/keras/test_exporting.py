@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from spile.backend import Exported
 from spile.errors import ModelError
+from spile.interfaces import Exported
 from spile.keras.exporting import export_tap
 from spile.keras.taps import Tap
 from spile.keras.weights import weights_hash

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spile.backend import Activations, Verification
+from spile.interfaces import Activations, Verification
 from spile.torch import backend, capturing, taps
 from spile.torch.taps import Tap
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from spile import on_openvino
-from spile.backend import Engine, EngineName, Precision
 from spile.choosing import AskedEngine, AutoEngine, Candidate, EngineUnfit
 from spile.errors import ModelError
+from spile.interfaces import Engine, EngineName, Precision
 from spile.keras.engines import CompiledEngine, EagerEngine, model_inputs, rows_of
 from spile.keras.names import names_of
 from spile.keras.on_openvino import OpenVINOEngine

@@ -13,9 +13,9 @@ import keras
 from spile.augmentation.canvas import Canvas
 from spile.augmentation.features import FeatureOperation
 from spile.augmentation.settings import GuideLike, GuideSettings
-from spile.backend import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.errors import ModelError
 from spile.fitting import Fitted, Job
+from spile.interfaces import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.keras.accelerating import engine_for
 from spile.keras.classifiers import set_classifier, with_classifier
 from spile.keras.deploying import save_reached, save_trained

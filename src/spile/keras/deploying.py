@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spile.backend import Trained
 from spile.errors import ModelError
+from spile.interfaces import Trained
 from spile.keras.exporting import FILE, save_model
 from spile.keras.taps import Tap
 from spile.keras.trees import inputs_of

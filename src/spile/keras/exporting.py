@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from spile.backend import Exported
 from spile.errors import AddressError, CaptureError, ModelError, PoolError
+from spile.interfaces import Exported
 from spile.keras.taps import Tap
 
 FILE = "network.keras"

@@ -11,8 +11,8 @@ from keras import ops
 
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.settings import watched_point
-from spile.backend import Take
 from spile.errors import AugmentationError
+from spile.interfaces import Take
 from spile.keras.feeding import Batches
 from spile.keras.guides import Guide
 from spile.keras.names import names_of

@@ -9,8 +9,8 @@ from typing import Any, Self
 import keras
 
 from spile import structure
-from spile.backend import Activations, Mode, Verification
 from spile.errors import CaptureError, ModelError
+from spile.interfaces import Activations, Mode, Verification
 from spile.keras.capturing import Capture, Stop
 from spile.keras.images import ready_images
 from spile.keras.names import is_graph, names_of

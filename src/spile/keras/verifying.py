@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from spile.backend import Verification
 from spile.errors import CaptureError
+from spile.interfaces import Verification
 from spile.keras.capturing import copied, padding
 from spile.keras.names import names_of
 from spile.keras.pooling import pooled

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from spile.backend import Runner
 from spile.errors import ModelError
+from spile.interfaces import Runner
 from spile.keras.exporting import first_sentence, read_back
 from spile.keras.fitted import fitted
 from spile.keras.names import is_graph

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from spile import saved
-from spile.backend import Engine, Tap, backend_of
+from spile.backend import backend_of
 from spile.data import Batch, batches, open_source
 from spile.errors import DataError, ModelError
+from spile.interfaces import Engine, Tap
 from spile.models import LoadedModel, load_network, rebuildable
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined

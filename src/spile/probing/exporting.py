@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 import spile
-from spile.backend import Runner, backend_of
+from spile.backend import backend_of
 from spile.data import Batch, batches, open_source
 from spile.errors import CaptureError, DataError, ModelError, nearest
+from spile.interfaces import Runner
 from spile.plain import PlainHead
 from spile.preprocessing import ImagePreprocessing
 from spile.probing.metrics import named

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spile.backend import Precision, Tap
 from spile.data import Source, Stream, select
 from spile.extraction import extract
+from spile.interfaces import Precision, Tap
 from spile.preprocessing import Preprocessing
 from spile.probing.features import Features
 from spile.probing.result import ProbeResult

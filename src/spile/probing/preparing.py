@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spile import structure
-from spile.backend import Tap, backend_of
+from spile.backend import backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import DataError, StoreError
+from spile.interfaces import Tap
 from spile.models import LoadedModel
 from spile.observation import Observation
 from spile.preprocessing import ImagePreprocessing

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from spile.backend import Tap, backend_of
+from spile.backend import backend_of
 from spile.data import Batch
 from spile.errors import AddressError, CaptureError, ModelError
+from spile.interfaces import Tap
 from spile.models import LoadedModel
 from spile.preprocessing import ImagePreprocessing
 from spile.probing import deployment

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from spile.backend import Precision, backend_of
+from spile.backend import backend_of
 from spile.errors import ProbeError
 from spile.extraction import extract
+from spile.interfaces import Precision
 from spile.models import as_loaded
 from spile.preprocessing import Preprocessing
 from spile.probing import deployment

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import spile
-from spile.backend import EngineName
+from spile.interfaces import EngineName
 from spile.testing.networks import EVERY_NETWORK, Case, Networks
 
 

@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 import spile
-from spile.backend import Backend, EngineName, backend_of
+from spile.backend import Backend, backend_of
+from spile.interfaces import EngineName
 
 Array = NDArray[Any]
 

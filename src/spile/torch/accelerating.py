@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from spile import on_openvino
-from spile.backend import Engine, EngineName, Precision
 from spile.choosing import AskedEngine, AutoEngine, Candidate, EngineUnfit
 from spile.errors import ModelError
+from spile.interfaces import Engine, EngineName, Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.engines import EagerEngine
 from spile.torch.on_openvino import OpenVINOEngine

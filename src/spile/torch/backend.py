@@ -12,8 +12,8 @@ import torch
 from spile.augmentation.canvas import Canvas
 from spile.augmentation.features import FeatureOperation
 from spile.augmentation.settings import GuideLike, GuideSettings
-from spile.backend import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.fitting import Fitted, Job
+from spile.interfaces import AtLayer, Engine, EngineName, Kept, Mode, Precision, Take
 from spile.preprocessing import ImagePreprocessing
 from spile.resolution import AddressesLike, PoolsLike
 from spile.supervision.settings import Settings

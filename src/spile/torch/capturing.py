@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.hooks import RemovableHandle
 
-from spile.backend import Activations
 from spile.errors import CaptureError
+from spile.interfaces import Activations
 from spile.resolution import Point
 from spile.torch.pooling import pooled
 from spile.torch.trees import given, pick

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch._inductor import config
 
-from spile.backend import Precision
 from spile.choosing import EngineUnfit, reason_of
+from spile.interfaces import Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.copying import Arrays, copied, moved
 from spile.torch.engines import batches_at_once

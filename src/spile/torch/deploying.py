@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spile.backend import Trained
 from spile.errors import ModelError
+from spile.interfaces import Trained
 from spile.loading import first_line
 from spile.preprocessing import TextPreprocessing
 from spile.saved import HERE, WEIGHTS

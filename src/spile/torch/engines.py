@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from spile.backend import Precision, Tap
 from spile.errors import ModelError
+from spile.interfaces import Precision, Tap
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.copying import Arrays, copied
 from spile.torch.inputs import model_inputs

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 
-from spile.backend import Exported
 from spile.errors import ModelError
+from spile.interfaces import Exported
 from spile.loading import first_line
 from spile.torch.taps import Tap
 from spile.torch.trees import inputs_of, tensors, transform, unwrap

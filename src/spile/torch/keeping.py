@@ -9,8 +9,8 @@ from torch import Tensor, distributed, nn
 
 from spile.augmentation.geometry import Frame, Grid
 from spile.augmentation.settings import watched_point
-from spile.backend import Take
 from spile.errors import AugmentationError
+from spile.interfaces import Take
 from spile.torch.guides import Guide
 from spile.torch.trees import device_of, is_compiled, names_of, unwrap
 

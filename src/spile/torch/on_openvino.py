@@ -11,7 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from spile import on_openvino
-from spile.backend import Precision
+from spile.interfaces import Precision
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.taps import Tap
 from spile.torch.tracing import Leaves, trace

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from spile import structure
-from spile.backend import Activations, Mode, Verification
 from spile.errors import CaptureError, ModelError
+from spile.interfaces import Activations, Mode, Verification
 from spile.observation import Observation
 from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, by_place, resolve
 from spile.torch.capturing import Capture, Observer, Stop

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spile.backend import Verification
 from spile.errors import CaptureError
+from spile.interfaces import Verification
 from spile.resolution import Point, by_place
 from spile.torch.pooling import pooled
 from spile.torch.quiet import watching_calls

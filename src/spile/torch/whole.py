@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from spile.backend import Runner
 from spile.errors import MissingDependency, ModelError
+from spile.interfaces import Runner
 from spile.loading import first_line
 from spile.on_openvino import import_openvino, openvino_core
 from spile.plain import PlainHead

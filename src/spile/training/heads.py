@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spile import saved
-from spile.backend import Supervised, backend_of
+from spile.backend import backend_of
 from spile.errors import TrainingError
+from spile.interfaces import Supervised
 from spile.models import LoadedModel, as_loaded, example_for, load_model
 from spile.supervising import supervise
 from spile.supervision.heads import HeadLike, HeadSpec, Kept

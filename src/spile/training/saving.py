@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from spile import saved
-from spile.backend import Trained, backend_of
+from spile.backend import backend_of
 from spile.data import Source
 from spile.errors import SpileError, TrainingError
+from spile.interfaces import Trained
 from spile.models import LoadedModel, rebuildable
 from spile.probing.logits import Logits
 from spile.probing.preparing import example_of, few_samples, images_of

@@ -390,3 +390,37 @@ def peak_memory(count: int, path: Path, engine: str) -> int:
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path, engine: str) -> None:
     few, many = (peak_memory(n, tmp_path / f"{n}.lance", engine) for n in (5_000, 50_000))
     assert many <= 1.10 * few, f"{few / 1e6:.0f} MB for 5,000 samples, {many / 1e6:.0f} MB for 50,000"
+
+
+def test_other_data_under_the_same_ids_is_not_mixed_in(tmp_path: Path) -> None:
+    tap, images, labels = tapped(), pictures(20), np.arange(20) % 2
+    first = extract(tap, (images, labels), tmp_path / "a.lance")
+    assert extract(tap, (images.copy(), labels.copy()), tmp_path / "a.lance").fingerprint == first.fingerprint
+    for other in ((255 - images, labels), (images, 1 - labels), (images, labels + 0.5)):
+        with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
+            extract(tap, other, tmp_path / "a.lance")
+    with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
+        first.add(tapped(addresses=["0"]), (255 - images, labels), preprocessing=IMAGES, progress=False)
+
+
+def test_other_files_of_the_same_names_are_not_mixed_in(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "photos")
+    first = extract(tapped(), folder, tmp_path / "a.lance")
+    assert extract(tapped(), folder, tmp_path / "a.lance").fingerprint == first.fingerprint
+    Image.fromarray(255 - pictures(1)[0]).save(folder / "class0" / "000.png")
+    with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
+        extract(tapped(), folder, tmp_path / "a.lance")
+
+
+def test_a_stream_is_known_by_its_first_batch(tmp_path: Path) -> None:
+    images, labels = pictures(20), [frozenset({"red", "round"}), frozenset()] * 10
+    tap = tapped()
+
+    def given(images: Any = images, labels: Any = labels) -> Any:
+        return lambda: iter([(images[:10], labels[:10]), (images[10:], labels[10:])])
+
+    first = extract(tap, given(), tmp_path / "a.lance")
+    assert extract(tap, given(), tmp_path / "a.lance").fingerprint == first.fingerprint
+    for other in (given(images=255 - images), given(labels=labels[::-1])):
+        with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
+            extract(tap, other, tmp_path / "a.lance")

@@ -57,3 +57,11 @@ def test_the_input_of_a_layer() -> None:
     assert given(("x",), {"other": "y"}, is_text) == {"0": "x", "other": "y"}
     assert given(("x", "y"), {"z": 1}, is_text) == {"0": "x", "1": "y", "z": 1}
     assert given((), {"x": "x"}, is_text) == {"x": "x"}
+
+
+def test_keys_may_have_dots_of_their_own() -> None:
+    value = {"layer1.0": {"relu.x": 1, "relu": {"x": 2}}, "layer1": {"1": 3}}
+    assert pick(value, "layer1.0.relu.x") == 1
+    assert pick(value, "layer1.1") == 3
+    with pytest.raises(LookupError):
+        pick(value, "layer1.0.gelu")

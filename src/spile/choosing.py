@@ -100,7 +100,7 @@ class AutoEngine:
         """Why a run is too short for the candidate to be prepared; ``None`` where it is long enough."""
         if self.samples is None:
             return "the number of samples is not known beforehand, so preparing it may not pay"
-        rows = max((len(values) for values in found.values()), default=0) or 1
+        rows = max((len(values) for values in found.values() if values.ndim), default=0) or 1
         expected, needed = seconds * self.samples / rows, PREPARATIONS_IN_RUN * candidate.preparation_seconds
         if expected >= needed:
             return None

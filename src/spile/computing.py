@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 import numpy as np
 
-from spile.backend import backend_of
+from spile.backend import backend_of, framework_of
 from spile.data import Batch, Source, Stream, batches, open_source
 from spile.errors import ModelError
 from spile.interfaces import Engine, EngineName, Precision, Tap
@@ -16,8 +17,11 @@ from spile.models import LoadedModel
 from spile.pipeline import automatic_batch_size, several_at_once
 from spile.preprocessing import ImagePreprocessing, Preprocessing, TextPreprocessing
 
-_MASKS = ("attention_mask", "padding_mask")
-"""What Hugging Face and Keras Hub call the input that says which tokens are real."""
+_MASKS = {"torch": ("attention_mask",), "keras": ("attention_mask", "padding_mask")}
+"""What Hugging Face and Keras Hub call the input that is 1 where a token is real.
+
+In PyTorch's own layers `padding_mask` says the opposite.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ class Pass:
         chosen = settings.preprocessing or (origin.preprocessing if origin else None)
         if source.kind != ("text" if isinstance(chosen, TextPreprocessing) else "image"):
             chosen = None
+        size = settings.batch_size
         engine = backend_of(tap.model).engine(
             tap,
             name=settings.engine,
@@ -67,7 +72,7 @@ class Pass:
             preprocessing=chosen,
             tokenize=origin.tokenize if origin else None,
             engine=engine,
-            batch_size=automatic_batch_size(tap) if settings.batch_size == "auto" else settings.batch_size,
+            batch_size=automatic_batch_size(tap) if size == "auto" else index(size),
             workers=settings.workers,
         )
 
@@ -93,7 +98,8 @@ class Pass:
         if not batch.records:
             return {}
         found = (engine or self.engine)(batch.inputs)
-        return {name: _kept(name, values, batch) for name, values in found.items()}
+        masks = _MASKS[str(framework_of(self.tap.model))]
+        return {name: _kept(name, values, batch, masks) for name, values in found.items()}
 
     def results(
         self, read: Iterable[Batch], known: Callable[[Batch], dict[str, Any] | None] = lambda batch: None
@@ -111,15 +117,16 @@ def _length(source: Source | Stream) -> int | None:
     return source.length if isinstance(source, Stream) else len(source.records)
 
 
-def _kept(name: str, values: np.ndarray[Any, Any], batch: Batch) -> Any:
+def _kept(name: str, values: np.ndarray[Any, Any], batch: Batch, masks: Iterable[str]) -> Any:
     """The values of a batch; tokens that are padding go, which leaves samples of several lengths."""
-    if len(values) != len(batch.records):
+    rows = len(values) if values.ndim else "no"
+    if rows != len(batch.records):
         raise ModelError(
-            f"{name} gives {len(values)} rows for {len(batch.records)} samples, so it cannot be stored "
+            f"{name} gives {rows} rows for {len(batch.records)} samples, so it cannot be stored "
             "by sample: leave it out, or give a pool that makes one row of each sample"
         )
     named = batch.inputs if isinstance(batch.inputs, dict) else {}
-    mask = next((named[name] for name in _MASKS if name in named), None)
+    mask = next((named[name] for name in masks if name in named), None)
     if mask is not None and values.ndim > 2 and values.shape[:2] == tuple(mask.shape):
         return [row[np.asarray(real, dtype=bool)] for row, real in zip(values, mask, strict=True)]
     return values

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Literal, cast
@@ -16,7 +17,9 @@ import PIL
 import spile
 from spile.backend import backend_of
 from spile.computing import Pass, Settings
-from spile.data import Batch, Source, Stream
+from spile.data import BadSample, Batch, Record, Source, Stream
+from spile.data.parts import leaves
+from spile.data.samples import to_numpy
 from spile.devices import Processes
 from spile.errors import DataError
 from spile.interfaces import EngineName, Precision, Tap
@@ -28,6 +31,9 @@ from spile.store import ColumnSpec, Manifest, Store, Writer, create, has_store, 
 from spile.store import resume as resume_store
 
 Dtype = Literal["float16", "float32"]
+
+_LOOKED_AT = 5
+"""Samples that are read to tell whether data is what it was: the first, the last, and some between."""
 
 _SAME_MODEL = ("architecture", "weights", "mode", "preprocessing", "precision", "samples")
 """What columns that are added to a store must share with it."""
@@ -234,7 +240,7 @@ class _Run:
                 "weights": backend.weights_hash(tap.model),
                 "mode": tap.mode,
                 "preprocessing": own.preprocessing.to_json() if own.preprocessing else None,
-                "samples": _samples_hash(own.source),
+                "samples": _samples(own.source, self._lead[-1]),
                 "engine": own.engine.name,
                 "precision": self._precision,
                 "batch_size": own.batch_size,
@@ -331,11 +337,39 @@ def _info(point: Point, baselines: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _samples_hash(source: Source | Stream) -> dict[str, Any] | None:
-    """How many samples, and a hash of their ids; ``None`` for a stream, which does not tell beforehand."""
+def _samples(source: Source | Stream, first: Batch) -> dict[str, Any]:
+    """What tells other data: how many samples, a hash of their ids, and one of what a few of them are.
+
+    Of a stream, which does not tell beforehand, of the first batch alone.
+    """
     if isinstance(source, Stream):
-        return None
+        return {"content": _hash([*first.records, first.inputs])}
+    total = len(source.records)
+    looked_at = sorted({round(part * (total - 1) / (_LOOKED_AT - 1)) for part in range(_LOOKED_AT)})
+    return {
+        "count": total,
+        "ids": _hash(record.id for record in source.records),
+        "content": _hash(part for position in looked_at for part in _told(source, position)),
+    }
+
+
+def _told(source: Source, position: int) -> tuple[Any, Record]:
+    try:
+        value = source.read(position)
+    except BadSample as bad:
+        value = str(bad)
+    return value, source.records[position]  # which may know its label only now
+
+
+def _hash(parts: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    for record in source.records:
-        digest.update(record.id.encode() + b"\0")
-    return {"count": len(source.records), "ids": digest.hexdigest()}
+    for part in parts:
+        for leaf in leaves(part):
+            if hasattr(leaf, "shape"):
+                array = np.ascontiguousarray(to_numpy(leaf))
+                digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+                continue
+            if isinstance(leaf, Record) and isinstance(leaf.label, frozenset):
+                leaf = replace(leaf, label=str(sorted(leaf.label)))
+            digest.update(f"{leaf}".encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -19,13 +19,19 @@ def leaves(value: Any, is_tensor: IsTensor, key: str = "") -> Iterator[tuple[str
 
 
 def pick(value: Any, key: str) -> Any:
-    """Follow a dotted key; raises `LookupError` where it leads nowhere."""
-    for part in key.split("."):
-        found = dict(children(value))
-        if part not in found:
-            raise LookupError(key)
-        value = found[part]
-    return value
+    """Follow a dotted key, of whose parts some may have dots of their own.
+
+    Raises `LookupError` where it leads nowhere.
+    """
+    for name, child in children(value):
+        if key == name:
+            return child
+        if key.startswith(f"{name}."):
+            try:
+                return pick(child, key[len(name) + 1 :])
+            except LookupError:
+                continue
+    raise LookupError(key)
 
 
 def given(args: tuple[Any, ...], kwargs: Mapping[str, Any], is_tensor: IsTensor) -> Any:

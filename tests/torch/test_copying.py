@@ -119,6 +119,17 @@ def test_results_are_read_after_the_copy_which_is_made_after_the_pass(log: list[
     assert log[:2] == ["host waits for the mark", "read"]
 
 
+def test_results_on_several_devices_are_all_waited_for(log: list[str]) -> None:
+    other = OnGPU(torch.tensor([2.5]), log)
+    other.device = torch.device("cuda", 1)
+    other.to = lambda where: other  # type: ignore[method-assign, assignment]
+    wait = copied({"a": OnGPU(torch.tensor([1.5]), log), "b": other}, half=False)  # type: ignore[dict-item]
+    assert sorted(line for line in log if line.endswith("marks")) == ["first marks", "second marks"]
+    log.clear()
+    assert wait()["b"].tolist() == [2.5]
+    assert log[:2] == ["host waits for the mark"] * 2
+
+
 def test_inputs_go_up_beside_the_pass_before_and_are_waited_for(log: list[str]) -> None:
     copied({"a": OnGPU(torch.tensor([1.5]), log)}, half=True)  # type: ignore[dict-item]
     log.clear()

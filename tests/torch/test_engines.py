@@ -198,3 +198,64 @@ def test_a_process_that_has_loaded_tensorflow_goes_on() -> None:
     done = subprocess.run([sys.executable, "-c", AFTER_TENSORFLOW], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
     assert done.stdout == "fine\n"
+
+
+class Writes(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.line(x.sub_(0.5))
+
+
+@pytest.mark.parametrize("name", ["eager", "compile", "openvino"])
+def test_a_model_that_writes_into_its_input_gets_every_batch_as_it_is(name: Any) -> None:
+    """An engine is compared with eager on the first batch, which so runs several times."""
+    model = Writes().eval()
+    x = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
+    kept = x.copy()
+    tap = spile.tap(model, ["@in", "line"], example=(2, 6))
+    store = spile.extract(tap, lambda: iter([x[:6], x[6:]]), engine=name, dtype="float32", progress=False)
+    np.testing.assert_array_equal(x, kept)
+    np.testing.assert_allclose(store["@in"], kept, rtol=1e-6)
+    with torch.no_grad():
+        expected = model.line(torch.from_numpy(kept) - 0.5).numpy()
+    np.testing.assert_allclose(store["line"], expected, rtol=1e-4, atol=1e-5)
+    tap.verify(torch.from_numpy(x))
+    np.testing.assert_array_equal(x, kept)
+
+
+class Caches(nn.Module):
+    """Keeps a tensor from its first pass, as rotary positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.linspace(0.0, 1.0, x.shape[1])
+        return x * self.kept
+
+
+def test_a_model_can_be_trained_after_an_extraction() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Caches(), nn.Linear(4, 2))
+    x = np.ones((6, 4), np.float32)
+    with spile.tap(model, "2", example=(2, 4)) as tap:
+        spile.extract(tap, x, progress=False, engine="eager")
+    model(torch.from_numpy(x)).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_another_precision(pixels: np.ndarray[Any, Any], dtype: torch.dtype) -> None:
+    model = Net().to(dtype).eval()
+    tap = spile.tap(model, "conv", pool=None, example=(1, 3, 8, 6))
+    store = spile.extract(tap, pixels, preprocessing=SPEC, dtype="float32", progress=False)
+    image = model_inputs(pixels, preprocessing=SPEC, device=CPU).to(dtype)
+    with torch.no_grad():
+        np.testing.assert_allclose(store["conv"], model.conv(image).float().numpy(), rtol=1e-5)
+    assert tap(image.float().numpy())["conv"].dtype == dtype

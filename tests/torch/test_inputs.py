@@ -76,3 +76,31 @@ def test_other_inputs_are_taken_as_ready() -> None:
     }  # fmt: skip
     ready = model_inputs(np.zeros((2, 3, 4, 5), dtype=np.float32), preprocessing=SPEC, device=CPU)
     assert not ready.any()
+
+
+@pytest.mark.parametrize("given", [np.ones((2, 3), np.float32), torch.ones(2, 3), {"x": torch.ones(2, 3)}])
+def test_a_batch_is_the_models_own_memory(given: Any) -> None:
+    """A model may write into what it is given, and the batch is run more than once."""
+    made = model_inputs(given, preprocessing=None, device=CPU)
+    for tensor in made.values() if isinstance(made, dict) else [made]:
+        tensor.zero_()
+    for kept in given.values() if isinstance(given, dict) else [given]:
+        assert kept.min() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pixels_and_floats_get_the_dtype_of_the_model(
+    pixels: np.ndarray[Any, Any], dtype: torch.dtype
+) -> None:
+    given: dict[str, Any] = {"preprocessing": SPEC, "device": CPU, "floating": dtype}
+    assert model_inputs(pixels, **given).dtype == dtype
+    assert model_inputs(np.ones((2, 3)), **given).dtype == dtype
+    assert model_inputs(np.arange(3), **given).dtype == torch.int64
+    assert model_inputs(torch.ones(2, 3), **given).dtype == torch.float32
+    third = np.full((1, 1), 1 / 3)
+    assert dtype != torch.float64 or model_inputs(third, **given).item() == 1 / 3
+
+
+def test_bytes_in_another_order() -> None:
+    array = np.array([[1.5, -2]], dtype=">f4")
+    assert model_inputs(array, preprocessing=None, device=CPU).tolist() == [[1.5, -2]]

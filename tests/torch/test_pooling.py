@@ -376,3 +376,15 @@ def test_registers_are_not_taken_for_a_class_token(wrapped: bool) -> None:
         torch.testing.assert_close(tap(x)[at], whole[:, 2:].mean(1))
     with pytest.raises(PoolError, match="has no class token"):
         Tap(model, at, pool="cls", example=x)
+
+
+def test_complex_activations_keep_both_parts_or_are_refused() -> None:
+    x = torch.complex(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5))
+    assert torch.equal(pooled(x, parse("avg"), "BCYX"), x.mean((2, 3)))
+    with pytest.raises(PoolError, match=r"max is not for complex numbers: use pool=lambda x: x\.abs\(\)"):
+        pooled(x, parse("max"), "BCYX")
+
+
+def test_quantised_activations_are_pooled_as_the_numbers_they_stand_for() -> None:
+    x = torch.quantize_per_tensor(torch.randn(2, 3, 4, 4), 0.1, 0, torch.qint8)
+    assert torch.allclose(pooled(x, parse("avg"), "BCYX"), x.dequantize().mean((2, 3)))

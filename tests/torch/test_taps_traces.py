@@ -374,3 +374,38 @@ def test_memory_does_not_grow() -> None:
         if gc_was_on:
             gc.enable()
     assert grown < 30e6
+
+
+class Counting(nn.Module):
+    """Writes into its buffers in evaluation too, in place or anew."""
+
+    def __init__(self, anew: bool, from_pass: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(1))
+        self.anew, self.quiet_passes = anew, from_pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.quiet_passes -= 1
+        if self.quiet_passes < 0:
+            if self.anew:
+                self.passes = self.passes + 1
+            else:
+                self.passes += 1
+        return x + self.passes
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_buffers_that_a_model_writes_in_evaluation_are_put_back(anew: bool) -> None:
+    model = nn.Sequential(Counting(anew)).eval()
+    tap = Tap(model, "0")
+    for _ in range(3):
+        assert tap(torch.zeros(2, 3))["0"].unique().tolist() == [1]
+        assert model[0].passes.item() == 0
+
+
+def test_of_buffers_that_are_written_late_only_the_first_write_stays() -> None:
+    model = nn.Sequential(Counting(anew=False, from_pass=3)).eval()
+    tap = Tap(model, "0")
+    before = model[0].quiet_passes
+    found = [tap(torch.zeros(2, 3))["0"].max().item() for _ in range(6)]
+    assert model[0].passes.item() <= 1 and found[-1] == found[-2] <= 2, (before, found)

@@ -236,3 +236,44 @@ def test_what_does_not_fit_is_listed_and_nothing_is_copied(tmp_path: Path) -> No
     with pytest.raises(ModelError, match=r"1 missing \(4.bias\)"):
         assign_weights(model, read_weights(tmp_path / "w.safetensors"), origin="w")
     assert weights_hash(model) == before
+
+
+class Scaled(nn.Module):
+    """Computes with what is neither a parameter nor in the state dict."""
+
+    def __init__(self, buffer: float = 1.0, setting: Any = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(buffer), persistent=False)
+        self.setting = setting
+
+
+def test_hashes_see_buffers_outside_the_state_dict_and_plain_attributes() -> None:
+    assert weights_hash(Scaled()) == weights_hash(Scaled(setting=2.0)) != weights_hash(Scaled(buffer=2.0))
+    assert architecture_hash(Scaled()) == architecture_hash(Scaled().eval())
+    for other in (2.0, "same", (1, 2), None, True):
+        assert architecture_hash(Scaled(setting=other)) != architecture_hash(Scaled())
+    assert architecture_hash(Scaled(setting=object())) == architecture_hash(Scaled(setting=object()))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_hash_sees_into_quantised_layers() -> None:
+    def quantised(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})
+
+    assert weights_hash(quantised(0)) == weights_hash(quantised(0)) != weights_hash(quantised(1))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_hash_takes_sparse_and_conjugate_buffers() -> None:
+    def holding(buffer: torch.Tensor) -> str:
+        model = nn.Module()
+        model.register_buffer("kept", buffer)
+        return weights_hash(model)
+
+    dense = torch.eye(3)
+    other = dense * 2
+    for made in (torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr):
+        assert holding(made(dense)) == holding(made(dense.clone())) != holding(made(other))
+    values = torch.complex(torch.ones(2), torch.ones(2))
+    assert holding(values.conj()) == holding(torch.complex(torch.ones(2), -torch.ones(2))) != holding(values)

@@ -27,7 +27,7 @@ from spile.torch.observing import observe
 from spile.torch.packing import pack, unpack
 from spile.torch.supervision import Supervised
 from spile.torch.taps import Tap
-from spile.torch.trees import device_of, transform
+from spile.torch.trees import device_of, floating_of, transform
 from spile.torch.whole import FORMATS, open_whole, save_whole
 
 __all__ = [
@@ -87,7 +87,9 @@ def engine(
 
 def example(inputs: Any, *, preprocessing: ImagePreprocessing | None, model: Any) -> Any:
     """The inputs of one batch as the model takes them, for a dry pass."""
-    ready = model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+    ready = model_inputs(
+        inputs, preprocessing=preprocessing, device=device_of(model), floating=floating_of(model)
+    )
     return transform(ready, torch.Tensor.contiguous)  # which every model takes
 
 

@@ -31,21 +31,27 @@ def copied(values: Mapping[str, Tensor], *, half: bool) -> Callable[[], Arrays]:
     """
     dtype = torch.float16 if half else torch.float32
     kept = {name: v.to(dtype) if v.is_floating_point() else v for name, v in values.items()}
-    device = next((value.device for value in kept.values() if value.is_cuda), None)
-    if device is None:
+    devices = {value.device for value in kept.values() if value.is_cuda}
+    if not devices:
         return lambda: {name: value.cpu().numpy() for name, value in kept.items()}
     hosts = {name: torch.empty(v.shape, dtype=v.dtype, pin_memory=v.is_cuda) for name, v in kept.items()}
-    beside = _stream(device, "down")
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
-        for name, value in kept.items():
-            hosts[name].copy_(value, non_blocking=True)
-            if value.is_cuda:
-                value.record_stream(beside)
-        done = beside.record_event()
+    done = []
+    for device in devices:  # several, where a model lies on several
+        beside = _stream(device, "down")
+        beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(beside):
+            for name, value in kept.items():
+                if value.device == device:
+                    hosts[name].copy_(value, non_blocking=True)
+                    value.record_stream(beside)
+            done.append(beside.record_event())
+    for name, value in kept.items():
+        if not value.is_cuda:
+            hosts[name].copy_(value)
 
     def wait() -> Arrays:
-        done.synchronize()
+        for event in done:
+            event.synchronize()
         return {name: host.numpy() for name, host in hosts.items()}
 
     return wait

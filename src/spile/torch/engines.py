@@ -1,4 +1,4 @@
-"""How a tap runs during extraction: eager, channels-last, in inference mode, normalised on the device."""
+"""How a tap runs during extraction: eager, channels-last, without gradients, normalised on the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spile.interfaces import Precision, Tap
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.copying import Arrays, copied
 from spile.torch.inputs import model_inputs
-from spile.torch.trees import device_of
+from spile.torch.trees import device_of, floating_of
 
 
 class EagerEngine:
@@ -40,7 +40,7 @@ class EagerEngine:
     ) -> None:
         self._tap = tap
         self._preprocessing = preprocessing
-        self._device = device_of(tap.model)
+        self._device, self._floating = device_of(tap.model), floating_of(tap.model)
         if precision not in ("float32", "bfloat16"):
             raise ModelError(f"unknown precision {precision!r}: write 'float32' (the default) or 'bfloat16'")
         self._bfloat16 = precision == "bfloat16"
@@ -53,8 +53,11 @@ class EagerEngine:
         autocast = (
             torch.autocast(self._device.type, dtype=torch.bfloat16) if self._bfloat16 else nullcontext()
         )
-        with self._turn, torch.inference_mode(), autocast:
-            args = model_inputs(inputs, preprocessing=self._preprocessing, device=self._device)
+        # Not in inference mode: a model could not be trained with what it keeps of such a pass, as a cache.
+        with self._turn, torch.no_grad(), autocast:
+            args = model_inputs(
+                inputs, preprocessing=self._preprocessing, device=self._device, floating=self._floating
+            )
             activations = self._tap(**args) if isinstance(args, dict) else self._tap(args)
             found = copied(activations, half=self._half)
         return found()

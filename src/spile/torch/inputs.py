@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spile.errors import ModelError
 from spile.preprocessing import ImagePreprocessing
 from spile.torch.copying import moved
-from spile.torch.trees import from_array, transform
+from spile.torch.trees import device_of, floating_of, from_array, transform
 
 _FEW_PIXELS = 2**16
 """In a batch. Below, laying out the weights anew for a channels-last batch takes longer than it saves."""
 
 
-def ready_images(value: Any, *, preprocessing: Any, device: torch.device) -> Any:
+def ready_images(value: Any, *, preprocessing: Any, model: nn.Module) -> Any:
     """What a tap was called with: uint8 images of the model's input size are normalised, all else is ready.
 
     Raises `ModelError` for images that would have to be resized, and for files and Pillow images.
@@ -36,15 +36,21 @@ def ready_images(value: Any, *, preprocessing: Any, device: torch.device) -> Any
             f"the images are {value.shape[1]}x{value.shape[2]} and the model's input is {images.crop[0]}x"
             f"{images.crop[1]}: spile.extract(tap, images) resizes them, a call of the tap does not"
         )
-    return model_inputs(value, preprocessing=images, device=device)
+    return model_inputs(value, preprocessing=images, device=device_of(model), floating=floating_of(model))
 
 
-def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, device: torch.device) -> Any:
-    """A batch as the model takes it.
+def model_inputs(
+    inputs: Any,
+    *,
+    preprocessing: ImagePreprocessing | None,
+    device: torch.device,
+    floating: torch.dtype = torch.float32,
+) -> Any:
+    """A batch as the model takes it, in memory of its own: models may write into what they are given.
 
     uint8 pixels (samples, height, width, channels) are normalised as `preprocessing` says, into (samples,
     channels, height, width); everything else is taken as ready and only moved. Images become channels last,
-    but for a batch of few pixels on a CPU.
+    but for a batch of few pixels on a CPU. Pixels and arrays of floats become `floating`, tensors stay.
     """
     if isinstance(inputs, np.ndarray) and inputs.dtype == np.uint8 and inputs.ndim == 4:
         if preprocessing is None:
@@ -53,8 +59,13 @@ def model_inputs(inputs: Any, *, preprocessing: ImagePreprocessing | None, devic
                 "preprocessing=spile.ImagePreprocessing(...), a model reference such as 'timm:resnet50', or "
                 "ready float arrays"
             )
-        return laid_out(normalised(moved(from_array(inputs), device), preprocessing))
-    return transform(inputs, lambda t: laid_out(moved(t, device)))
+        return laid_out(normalised(moved(from_array(inputs), device), preprocessing)).to(floating)
+
+    def placed(tensor: Tensor) -> Tensor:
+        there = laid_out(moved(tensor, device))
+        return there.clone() if there is tensor else there
+
+    return transform(inputs, placed, floating=floating)
 
 
 def laid_out(tensor: Tensor) -> Tensor:

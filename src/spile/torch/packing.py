@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import copy
+import io
 import pickle
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from spile.cores import usable_cores
 from spile.errors import ModelError
 from spile.loading import first_line
 from spile.torch.taps import Tap
-from spile.torch.trees import device_of
 
 
 def pack(tap: Tap, devices: Sequence[str]) -> bytes:
-    """A copy of the tap on the CPU, pickled.
+    """A copy of the tap on the CPU, pickled, with the settings that numbers depend on.
 
     Raises `ModelError` for devices that are not there, and for a tap whose model or pools cannot be pickled.
     """
     for device in devices:
         _require(device)
+    written = io.BytesIO()
     try:
-        return pickle.dumps(tap if device_of(tap.model).type == "cpu" else copy.deepcopy(tap).cpu())
+        _OnCPU(written).dump((tap, _numerics()))
+        return written.getvalue()
     except Exception as error:  # what a module of the user's own makes of it
         raise ModelError(
             f"the tap cannot be sent to a process on each device ({first_line(error)}): define the model's "
@@ -36,7 +38,38 @@ def unpack(packed: bytes, device: str, of: int) -> Tap:
     """What `pack` made of the process that started this one, on `device`, of which there are so many."""
     if torch.device(device).type == "cpu":
         torch.set_num_threads(max(1, usable_cores() // of))
-    return cast(Tap, pickle.loads(packed)).to(device)  # noqa: S301
+    tap, numerics = pickle.loads(packed)  # noqa: S301
+    _set_numerics(numerics)
+    return cast(Tap, tap).to(device)
+
+
+class _OnCPU(pickle.Pickler):
+    """Sends tensors of other devices as tensors of the CPU, one at a time."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, Tensor) or obj.device.type == "cpu":
+            return NotImplemented
+        there = obj.detach().cpu()
+        if isinstance(obj, nn.Parameter):
+            return nn.Parameter, (there, obj.requires_grad)
+        return torch.Tensor.requires_grad_, (there, obj.requires_grad)
+
+
+def _numerics() -> dict[str, Any]:
+    """The settings of a process that numbers depend on."""
+    return {
+        "default_dtype": torch.get_default_dtype(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "cudnn": (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _set_numerics(found: dict[str, Any]) -> None:
+    torch.set_default_dtype(found["default_dtype"])
+    torch.set_float32_matmul_precision(found["matmul"])
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = found["cudnn"]
+    torch.use_deterministic_algorithms(found["deterministic"])
 
 
 def _require(device: str) -> None:

@@ -13,6 +13,7 @@ from spile.pool import Pool
 
 _HALF = (torch.float16, torch.bfloat16)
 _GEM_FLOOR = 1e-6
+_LINEAR = ("avg", "cls", "mean", "cls+mean", "last")
 
 
 def pooled(
@@ -23,6 +24,8 @@ def pooled(
     `mask` (samples, tokens) is 1 where a token is real. Half-precision activations are reduced in float32 and
     stay float32.
     """
+    if x.is_quantized:
+        x = x.dequantize()
     if layout is not None:
         x = x.movedim(layout.index("B"), 0)
     if pool.kind == "none":
@@ -34,7 +37,9 @@ def pooled(
         x = x.permute([layout.index(axis) for axis in _canonical(layout)])
     if pool.kind == "flatten":
         return x.flatten(1).clone() if x.ndim > 1 else x.unsqueeze(1).clone()
-    x = x.float() if x.dtype in _HALF or not x.is_floating_point() else x
+    if x.is_complex() and pool.kind not in _LINEAR:
+        raise PoolError(f"{pool!s} is not for complex numbers: use pool=lambda x: x.abs()")
+    x = x.float() if x.dtype in _HALF or not (x.is_floating_point() or x.is_complex()) else x
     if "T" in layout:
         return _pool_tokens(x, pool.kind, prefix_tokens, mask)
     return _pool_map(x, pool)

@@ -50,6 +50,41 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = _put_back(buffer, before)
 
 
+class Writing:
+    """Whether passes of a model in eval mode write into its buffers, and what was in these."""
+
+    def __init__(self) -> None:
+        self._known: bool | None = None
+
+    @contextmanager
+    def undone(self, model: nn.Module) -> Iterator[None]:
+        """Put buffers back that a pass writes. While none has written, this only looks whether one did.
+
+        What the first one writes after others have not stays: copying all buffers before every pass would
+        cost more than small passes do.
+        """
+        before = [
+            (module, name, buffer, _version(buffer))
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        with ExitStack() as stack:
+            if self._known is not False:
+                stack.enter_context(unchanged(model))
+            try:
+                yield
+            finally:
+                self._known = bool(self._known) or any(
+                    module._buffers.get(name) is not buffer or _version(buffer) != version
+                    for module, name, buffer, version in before
+                )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _put_back(buffer: Tensor, before: Tensor) -> Tensor:
     """Only where it changed: writing alone would already invalidate a backward pass under way."""
     with torch.no_grad():

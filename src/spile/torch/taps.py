@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -16,11 +17,10 @@ from spile.resolution import AddressesLike, LeftOut, Point, PoolsLike, by_place,
 from spile.torch.capturing import Capture, Observer, Stop
 from spile.torch.inputs import ready_images
 from spile.torch.observing import observe
-from spile.torch.quiet import quiet_pass, unchanged
+from spile.torch.quiet import Writing, quiet_pass, unchanged
 from spile.torch.trees import (
     Inputs,
     called_with,
-    device_of,
     inputs_of,
     is_compiled,
     names_of,
@@ -77,6 +77,7 @@ class Tap(nn.Module):
         self._channels_last = True
         self._mask_at: int | None = None
         self._capture = Capture()
+        self._writing = Writing()
         self._observers: list[Observer] = []
         self._closed = False
         if example is not None:
@@ -116,10 +117,12 @@ class Tap(nn.Module):
 
         Raises `CaptureError` naming the points that differ by more than ``atol + rtol * |reference|``.
         """
-        with unchanged(self.model):
-            found = self(*args, **kwargs)
         base = unwrap(self.model)
-        inputs = self.taken(self._inputs(base, args, kwargs))
+        given = self._inputs(base, args, kwargs)
+        inputs = transform(given, Tensor.clone)  # for each pass, as models may write into what they are given
+        with unchanged(self.model):
+            found = self(*inputs.args, **inputs.kwargs)
+        inputs = transform(self.taken(given), Tensor.clone)
         with unchanged(self.model), quiet_pass(self.model, evaluate=self.mode == "eval"):
             expected = reference(
                 base,
@@ -196,7 +199,8 @@ class Tap(nn.Module):
         for observer in self._observers:
             observer.go_outside()
         output = None
-        with quiet_pass(self.model, evaluate=self.mode == "eval"):
+        undone = self._writing.undone(base) if self.mode == "eval" else nullcontext()
+        with undone, quiet_pass(self.model, evaluate=self.mode == "eval"):
             self._capture.begin(stop=stop, mask=self.mask_of(inputs.args, inputs.kwargs))
             try:
                 output = target(*inputs.args, **inputs.kwargs)
@@ -209,7 +213,7 @@ class Tap(nn.Module):
 
     def _inputs(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         preprocessing = self.origin.preprocessing if self.origin is not None else None
-        ready = (ready_images(a, preprocessing=preprocessing, device=device_of(base)) for a in args)
+        ready = (ready_images(a, preprocessing=preprocessing, model=base) for a in args)
         return called_with(base, tuple(ready), kwargs)
 
     def taken(self, inputs: Any) -> Any:

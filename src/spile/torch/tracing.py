@@ -20,7 +20,7 @@ from spile.preprocessing import ImagePreprocessing
 from spile.torch.exporting import Flows, exporting
 from spile.torch.inputs import model_inputs, normalised
 from spile.torch.taps import Tap
-from spile.torch.trees import Inputs, called_with, device_of, unwrap
+from spile.torch.trees import Inputs, called_with, device_of, floating_of, unwrap
 
 _TRACED_ROWS = 2
 """A program that was traced with one sample would take one only."""
@@ -48,7 +48,12 @@ class Leaves:
         else:
             images = False
             model = unwrap(tap.model)
-            ready = model_inputs(inputs, preprocessing=preprocessing, device=device_of(model))
+            ready = model_inputs(
+                inputs,
+                preprocessing=preprocessing,
+                device=device_of(model),
+                floating=floating_of(model),
+            )
             ready = tap.taken(ready)
             args, kwargs = ((), ready) if isinstance(ready, dict) else ((ready,), {})
             given = called_with(model, args, kwargs)

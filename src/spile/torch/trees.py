@@ -18,6 +18,7 @@ __all__ = [
     "Inputs",
     "called_with",
     "device_of",
+    "floating_of",
     "from_array",
     "given",
     "inputs_of",
@@ -43,25 +44,44 @@ def tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
     return trees.leaves(value, _is_tensor)
 
 
-def transform(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply `function` to every tensor in nested tuples, lists and mappings; arrays become tensors first."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0:
-        return function(from_array(np.asarray(value)))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(transform(v, function) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(transform(v, function) for v in value)
-    if isinstance(value, Mapping):
-        return {k: transform(v, function) for k, v in value.items()}
-    return value
+def transform(value: Any, function: Callable[[Tensor], Any], *, floating: torch.dtype = torch.float32) -> Any:
+    """Apply `function` to every tensor in nested tuples, lists and mappings.
+
+    Arrays become tensors first, as by `from_array`.
+    """
+
+    def applied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0:
+            return function(from_array(np.asarray(value), floating))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(applied, value))
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(applied, value))
+        if isinstance(value, Mapping):
+            return {k: applied(v) for k, v in value.items()}
+        return value
+
+    return applied(value)
 
 
-def from_array(array: np.ndarray[Any, Any]) -> Tensor:
-    """Doubles, NumPy's default, become floats, PyTorch's; read-only memory is copied."""
-    dtype = np.float32 if array.dtype == np.float64 else None
-    return torch.from_numpy(np.require(array, dtype, ("C", "W")))
+def from_array(array: np.ndarray[Any, Any], floating: torch.dtype = torch.float32) -> Tensor:
+    """Doubles, NumPy's default, become floats, PyTorch's; read-only memory is copied.
+
+    With another `floating` dtype, that of a model, all floating numbers get that one.
+    """
+    kind = array.dtype.newbyteorder("=")
+    if kind == np.float64 and floating != torch.float64:
+        kind = np.dtype(np.float32)
+    tensor = torch.from_numpy(np.require(array, kind, ("C", "W")))
+    return tensor.to(floating) if floating != torch.float32 and tensor.is_floating_point() else tensor
+
+
+def floating_of(model: nn.Module) -> torch.dtype:
+    """That of the model's first floating parameter; float32 for a model without any."""
+    found = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(found, torch.float32)
 
 
 def called_with(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
@@ -70,7 +90,9 @@ def called_with(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if isinstance(only, Mapping) and _takes(model, only):
         args, kwargs = (), dict(only)
     device = device_of(model)
-    placed = transform((args, kwargs), lambda t: t if t.device == device else t.to(device))
+    placed = transform(
+        (args, kwargs), lambda t: t if t.device == device else t.to(device), floating=floating_of(model)
+    )
     return Inputs(placed[0], placed[1])
 
 
@@ -87,8 +109,7 @@ def inputs_of(model: nn.Module, example: Any) -> Inputs:
             "shape, e.g. example=(1, 3, 224, 224)"
         )
     if isinstance(example, tuple) and example and all(type(n) is int for n in example):
-        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-        example = torch.zeros(example, dtype=next(floating, None))
+        example = torch.zeros(example, dtype=floating_of(model))
     positional = isinstance(example, tuple) and not hasattr(example, "_fields")
     return called_with(model, example if positional else (example,), {})
 

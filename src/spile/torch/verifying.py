@@ -97,4 +97,5 @@ def _close(value: Tensor, expected: Tensor, rtol: float, atol: float) -> bool:
 def _largest_difference(value: Tensor, expected: Tensor) -> float:
     if not value.numel():
         return 0.0
-    return float((value.double() - expected.double()).abs().nan_to_num(0.0).max())
+    kind = torch.complex128 if value.is_complex() else torch.float64
+    return float((value.to(kind) - expected.to(kind)).abs().nan_to_num(0.0).max())

@@ -21,35 +21,57 @@ from torch import Tensor, nn
 from spile.errors import ModelError
 from spile.hashing import hash_of
 from spile.loading import first_line
+from spile.trees import leaves
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of the state dict in the order of its names: name, dtype, shape and bytes of each tensor.
+    """Hash of all tensors in the order of their names: name, dtype, shape and bytes of each.
 
-    Device and memory format do not matter.
+    Those of the state dict, those inside what else it holds, as of quantised layers, and buffers that it
+    leaves out. Device and memory format do not matter.
     """
+    held = dict(model.named_buffers(remove_duplicate=False)) | model.state_dict()
+    found = (part for name in sorted(held) for part in leaves(held[name], _is_tensor, name))
     return hash_of(
-        (f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}", partial(_bytes, tensor))
-        for name, tensor in sorted(_tensors(model).items())
+        (f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}", partial(_bytes, tensor)) for name, tensor in found
     )
 
 
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
 def _bytes(tensor: Tensor) -> Any:
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return b"".join(map(bytes, (_bytes(tensor.indices()), _bytes(tensor.values()))))
+    if tensor.layout != torch.strided:
+        return _bytes(tensor.to_sparse(layout=torch.sparse_coo))
+    plain = tensor.dequantize() if tensor.is_quantized else tensor.resolve_conj().resolve_neg()
+    return plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def architecture_hash(model: nn.Module) -> str:
-    """SHA-256 over the tree of modules: path, class name and ``extra_repr`` of each, and graphs."""
+    """SHA-256 over the tree of modules: path, class, ``extra_repr``, plain attributes of each, and graphs."""
     digest = hashlib.sha256()
     for name, module in model.named_modules(remove_duplicate=False):
         graph = getattr(module, "graph", None)
         traced = str(graph) if isinstance(graph, torch.fx.Graph) else ""
         described = re.sub(r" at 0x[0-9a-fA-F]+", "", module.extra_repr())
-        digest.update(f"{name}\0{type(module).__qualname__}\0{described}\0{traced}\0".encode())
+        plain = sorted((key, value) for key, value in vars(module).items() if _is_setting(key, value))
+        digest.update(f"{name}\0{type(module).__qualname__}\0{described}\0{traced}\0{plain}\0".encode())
     return digest.hexdigest()
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether an attribute says how the module computes, and not in which mode, or where it came from."""
+    if name.startswith("_") or name in ("training", "name_or_path"):
+        return False
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return all(part is None or type(part) in (bool, int, float, str) for part in parts)
 
 
 def save_weights(model: nn.Module, path: str | Path, *, keep: Collection[str] | None = None) -> None:

@@ -36,6 +36,11 @@ def observe(model: nn.Module, example: Any) -> Observation:
     `ModelError` where the model does not take the example.
     """
     base = unwrap(model)
+    if isinstance(base, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript model runs without Python, so its layers cannot be observed: pass the nn.Module that "
+            "it was made of, or what torch.export.export makes of that, saved as a .pt2 file"
+        )
     lazy = next((name for name, parameter in base.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise ModelError(
@@ -221,7 +226,7 @@ def _record(model: nn.Module, originals: set[nn.Module], meter: Meter, inputs: I
     ) -> Any:
         if module in originals:
             raise _EscapedError
-        if module not in names:
+        if module not in names or isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
             return run()
         path = names[module][0]
         index = ran[path] = ran.get(path, -1) + 1

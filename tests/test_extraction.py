@@ -396,8 +396,10 @@ def test_other_data_under_the_same_ids_is_not_mixed_in(tmp_path: Path) -> None:
     tap, images, labels = tapped(), pictures(20), np.arange(20) % 2
     first = extract(tap, (images, labels), tmp_path / "a.lance")
     assert extract(tap, (images.copy(), labels.copy()), tmp_path / "a.lance").fingerprint == first.fingerprint
-    for other in ((255 - images, labels), (images, 1 - labels), (images, labels + 0.5)):
-        with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
+    corrected = labels.copy()
+    corrected[3] = 1 - corrected[3]
+    for other, field in (((255 - images, labels), "content"), ((images, corrected), "labels")):
+        with pytest.raises(spile.FingerprintMismatch, match=rf"samples\.{field}"):
             extract(tap, other, tmp_path / "a.lance")
     with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
         first.add(tapped(addresses=["0"]), (255 - images, labels), preprocessing=IMAGES, progress=False)
@@ -424,3 +426,25 @@ def test_a_stream_is_known_by_its_first_batch(tmp_path: Path) -> None:
     for other in (given(images=255 - images), given(labels=labels[::-1])):
         with pytest.raises(spile.FingerprintMismatch, match=r"samples\.content"):
             extract(tap, other, tmp_path / "a.lance")
+
+
+class Pairs:
+    """Tells its labels only when it is read."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.images[position], int(self.labels[position])
+
+
+def test_labels_that_reading_tells_do_not_change_what_a_source_is(tmp_path: Path) -> None:
+    source = spile.data.open_source(Pairs(pictures(20), np.arange(20) % 2))
+    first = extract(tapped(), source, tmp_path / "a.lance")
+    assert first.labels.tolist() == [0, 1] * 10
+    assert extract(tapped(), source, tmp_path / "a.lance").fingerprint == first.fingerprint
+    added = first.add(tapped(addresses=["0"]), source, preprocessing=IMAGES, progress=False)
+    assert list(added.points) == ["2", "4", "0"]

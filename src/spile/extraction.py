@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Literal, cast
@@ -19,7 +18,7 @@ from spile.backend import backend_of
 from spile.computing import Pass, Settings
 from spile.data import BadSample, Batch, Record, Source, Stream
 from spile.data.parts import leaves
-from spile.data.samples import to_numpy
+from spile.data.samples import labels_from_reading, to_numpy
 from spile.devices import Processes
 from spile.errors import DataError
 from spile.interfaces import EngineName, Precision, Tap
@@ -338,27 +337,35 @@ def _info(point: Point, baselines: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _samples(source: Source | Stream, first: Batch) -> dict[str, Any]:
-    """What tells other data: how many samples, a hash of their ids, and one of what a few of them are.
+    """What tells other data: how many samples, hashes of their ids and labels, and of what a few of them are.
 
     Of a stream, which does not tell beforehand, of the first batch alone.
     """
     if isinstance(source, Stream):
-        return {"content": _hash([*first.records, first.inputs])}
+        return {"content": _hash([*map(_stated, first.records), first.inputs])}
     total = len(source.records)
     looked_at = sorted({round(part * (total - 1) / (_LOOKED_AT - 1)) for part in range(_LOOKED_AT)})
+    told = {} if labels_from_reading(source) else {"labels": _hash(map(_stated, source.records))}
     return {
         "count": total,
         "ids": _hash(record.id for record in source.records),
+        **told,
         "content": _hash(part for position in looked_at for part in _told(source, position)),
     }
 
 
-def _told(source: Source, position: int) -> tuple[Any, Record]:
+def _told(source: Source, position: int) -> tuple[Any, str]:
     try:
         value = source.read(position)
     except BadSample as bad:
         value = str(bad)
-    return value, source.records[position]  # which may know its label only now
+    return value, _stated(source.records[position])  # which may know its label only now
+
+
+def _stated(record: Record) -> str:
+    """The same text in every process, which the order of a set is not."""
+    label = sorted(record.label) if isinstance(record.label, frozenset) else record.label
+    return f"{record.id} {label!r} {record.split} {record.group}"
 
 
 def _hash(parts: Iterable[Any]) -> str:
@@ -369,7 +376,5 @@ def _hash(parts: Iterable[Any]) -> str:
                 array = np.ascontiguousarray(to_numpy(leaf))
                 digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
                 continue
-            if isinstance(leaf, Record) and isinstance(leaf.label, frozenset):
-                leaf = replace(leaf, label=str(sorted(leaf.label)))
             digest.update(f"{leaf}".encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()

@@ -21,6 +21,8 @@ class Samples:
     kind: Kind
     records: Sequence[Record]
     reader: Callable[[int], Any]
+    labels_from_reading: bool = False
+    """A record tells its label only once its sample has been read."""
 
     def read(self, position: int) -> Any:
         """Read one sample: RGB uint8 (height, width, 3), a ready array, or a string. Raises `BadSample`."""
@@ -87,7 +89,13 @@ def restate(source: Source, columns: Columns) -> Samples:
     """The same samples with the stated labels, ids, splits or groups."""
     columns.check(len(source.records))
     records = RecordView(len(source.records), lambda p: columns.record(p, source.records[p]))
-    return Samples(source.name, source.kind, records, source.read)
+    stated = columns.labels is not None
+    return Samples(source.name, source.kind, records, source.read, not stated and labels_from_reading(source))
+
+
+def labels_from_reading(source: Source) -> bool:
+    """Whether records of `source` tell their labels only once their samples have been read."""
+    return isinstance(source, Samples) and source.labels_from_reading
 
 
 def select(source: Source | Stream, positions: Sequence[int]) -> Samples:
@@ -107,7 +115,11 @@ def select(source: Source | Stream, positions: Sequence[int]) -> Samples:
         raise DataError(f"position {outside[0]} is outside {source.name}, which has positions 0..{total - 1}")
     records = RecordView(len(chosen), lambda p: source.records[chosen[p]])
     selected = Samples(
-        f"{source.name}[{len(chosen)} of {total}]", source.kind, records, lambda p: source.read(chosen[p])
+        f"{source.name}[{len(chosen)} of {total}]",
+        source.kind,
+        records,
+        lambda p: source.read(chosen[p]),
+        labels_from_reading(source),
     )
     check_ids(selected)
     return selected

@@ -139,7 +139,7 @@ def open_dataset(dataset: Any, *, name: str | None = None, max_pixels: int) -> S
         with _failing_as_bad_sample():
             return _convert(value, kind, max_pixels)
 
-    return Samples(name, kind, records, read)
+    return Samples(name, kind, records, read, labels_from_reading=True)
 
 
 def split_item(item: Any) -> tuple[Any, Label]:

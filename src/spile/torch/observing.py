@@ -38,8 +38,8 @@ def observe(model: nn.Module, example: Any) -> Observation:
     base = unwrap(model)
     if isinstance(base, torch.jit.ScriptModule):
         raise ModelError(
-            "a TorchScript model runs without Python, so its layers cannot be observed: pass the nn.Module that "
-            "it was made of, or what torch.export.export makes of that, saved as a .pt2 file"
+            "a TorchScript model runs without Python, so its layers cannot be observed: pass the nn.Module "
+            "that it was made of, or what torch.export.export makes of that, saved as a .pt2 file"
         )
     lazy = next((name for name, parameter in base.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spile.interfaces import Activations, Verification
-from spile.torch import backend, capturing, taps
+from spile.torch import backend, capturing, quiet, taps
 from spile.torch.taps import Tap
 
 pytest.register_assert_rewrite("spile.testing")
@@ -393,10 +394,10 @@ DEFECTS = {
         "one_row_alone",
         {},
     ),
-    "statistics move": (
-        taps,
-        "quiet_pass",
-        lambda true: lambda model, evaluate: true(model, evaluate=False),
+    "flags stay down": (
+        quiet,
+        "_evaluating",
+        lambda _: lambda model: nullcontext(model.eval()),
         "the_model_is_as_before_after_all",
         BATCH_NORM,
     ),

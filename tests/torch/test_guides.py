@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import spile
 from spile.augmentation import reductions
 from spile.errors import AugmentationError
-from spile.torch import engines
+from spile.torch import inputs
 
 IMAGENET = spile.ImagePreprocessing(crop=(64, 64))
 SHAPE = (1, 3, 64, 64)
@@ -188,7 +188,7 @@ class Viewing(Net):
 
 
 def test_a_model_that_takes_views_is_guided_too(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_FEW_PIXELS", 0)  # so that these small batches are channels last
+    monkeypatch.setattr(inputs, "_FEW_PIXELS", 0)  # so that these small batches are channels last
     viewing = Viewing()
     viewing.load_state_dict(model.state_dict())
     found = spile.guide(viewing, "layer2", preprocessing=IMAGENET, example=SHAPE)(images())

@@ -385,6 +385,7 @@ def test_complex_activations_keep_both_parts_or_are_refused() -> None:
         pooled(x, parse("max"), "BCYX")
 
 
+@pytest.mark.filterwarnings("ignore:.*quantiz")
 def test_quantised_activations_are_pooled_as_the_numbers_they_stand_for() -> None:
     x = torch.quantize_per_tensor(torch.randn(2, 3, 4, 4), 0.1, 0, torch.qint8)
     assert torch.allclose(pooled(x, parse("avg"), "BCYX"), x.dequantize().mean((2, 3)))

@@ -269,8 +269,7 @@ def test_a_model_that_takes_one_dict() -> None:
 
 def test_examples_and_inputs_of_every_kind() -> None:
     model, x = nn.Sequential(nn.Linear(4, 3)).double(), np.random.default_rng(0).normal(size=(2, 4))
-    with pytest.raises(RuntimeError, match="dtype"):
-        Tap(model, "0", example=(1, 4))(x)
+    assert torch.equal(Tap(model, "0", example=(1, 4))(x)["0"], model(torch.from_numpy(x)))
     model = model.float()
     expected = model(torch.tensor(x, dtype=torch.float32))
     read_only = np.broadcast_to(x[:, :1], (2, 4))

@@ -68,8 +68,8 @@ def architecture_hash(model: nn.Module) -> str:
 
 def _is_setting(name: str, value: Any) -> bool:
     """Whether an attribute says how the module computes, and not in which mode, or where it came from."""
-    if name.startswith("_") or name in ("training", "name_or_path"):
-        return False
+    if name.startswith("_") or name in ("training", "name_or_path") or value is None:
+        return False  # None may stand for a module that is left out, which is then no attribute at all
     parts = value if isinstance(value, (tuple, list)) else (value,)
     return all(part is None or type(part) in (bool, int, float, str) for part in parts)
 

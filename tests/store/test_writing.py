@@ -353,6 +353,34 @@ def test_two_writers_at_once_do_not_double_samples(tools, tmp_path):
     assert first.finish().ids.tolist() == ["s0", "s1"]
 
 
+@pytest.mark.parametrize("finishing", [False, True])
+def test_writers_between_check_and_append_do_not_double_samples(tools, tmp_path, monkeypatch, finishing):
+    first = create(tmp_path / "a.lance", ONE, tools.MANIFEST)
+    one_batch(first, records=[Record("s0", "cat"), Record("s1", "dog")])
+    first.commit()
+    second = resume(tmp_path / "a.lance", ONE, tools.MANIFEST)
+    for writer in (first, second):
+        one_batch(writer, records=[Record("s2", "cat"), Record("s3", "dog")], positions=[2, 3], stop=4)
+    write = lance.write_dataset
+
+    def after_the_other(*args, **options):
+        monkeypatch.setattr(lance, "write_dataset", write)
+        first.commit()
+        written = write(*args, **options)
+        assert len(open_store(tmp_path / "a.lance")) == 6
+        if finishing:  # before the rows are taken back
+            with pytest.raises(StoreError, match="Another process"):
+                first.finish()
+        return written
+
+    monkeypatch.setattr(lance, "write_dataset", after_the_other)
+    with pytest.raises(StoreError, match=r"Another process has written .*stored twice"):
+        second.commit()
+    assert open_store(tmp_path / "a.lance").complete == finishing
+    store = resume(tmp_path / "a.lance", ONE, tools.MANIFEST).finish()
+    assert store.complete and store.ids.tolist() == ["s0", "s1", "s2", "s3"]
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

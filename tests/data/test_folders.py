@@ -69,6 +69,17 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path):
     assert listing(open_source(tmp_path / "root")) == [("cat/a.png", "cat", None)]
 
 
+def test_a_folder_that_two_links_lead_to_is_listed_at_both(tmp_path):
+    put(tmp_path / "real", "deep/a.png")
+    for split in ("train", "test"):
+        (tmp_path / "root" / split).mkdir(parents=True)
+        (tmp_path / "root" / split / "cat").symlink_to(tmp_path / "real")
+    assert listing(open_source(tmp_path / "root")) == [
+        ("test/cat/deep/a.png", "cat", "test"),
+        ("train/cat/deep/a.png", "cat", "train"),
+    ]
+
+
 def test_empty_and_wrong_folders_are_told_apart(tmp_path):
     with pytest.raises(DataError, match=r"no images under .*: found no files at all; looked for \.avif"):
         open_source(tmp_path)

@@ -63,14 +63,18 @@ def _image_paths(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    seen = set()
+    # Where each folder still to be walked and those above it really are: two links may lead to one place.
+    above = {root: {os.path.realpath(root)}}
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to where the walk has been
-            subfolders.clear()
-            continue
-        seen.add(real)
+        known = above.pop(Path(folder))
         subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
+        for name in list(subfolders):
+            inside = Path(folder, name)
+            real = os.path.realpath(inside)
+            if real in known:  # a link back to where the walk comes from
+                subfolders.remove(name)
+            else:
+                above[inside] = {*known, real}
         yield from (Path(folder, name) for name in names if not _hidden(name))
 
 

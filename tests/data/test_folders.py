@@ -1,3 +1,6 @@
+import os
+import sys
+
 import pytest
 from PIL import Image
 
@@ -106,6 +109,20 @@ def test_lists_that_mix_files_and_texts_are_refused(tmp_path):
         open_source([str(tmp_path / "a.png"), "hello"])
     with pytest.raises(DataError, match=r"'gone\.png' is none"):
         open_source(["gone.png"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")
+def test_names_that_are_not_utf_8_are_read_and_can_be_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9/\xc3\xa9\xe9.png")
+    put(tmp_path, path)
+    assert listing(open_source(tmp_path)) == [(r"caf\xe9/é\xe9.png", r"caf\xe9", None)]
+    full = f"{tmp_path.as_posix()}/" + r"caf\xe9/é\xe9.png"
+    for data in (path, [path], [str(path)]):
+        assert listing(open_source(data)) == [(full, None, None)]
+    for data in (tmp_path, path.parent, path, [path]):
+        source = open_source(data)
+        assert source.read(0).shape == (4, 4, 3)
+        assert source.name.encode()
 
 
 def test_the_pixel_limit_reaches_the_files(tmp_path):

@@ -103,6 +103,25 @@ def test_lists_of_files_keep_their_order_and_missing_ones_are_bad_samples(tmp_pa
     assert listing(open_source(str(paths[0]))) == [(paths[0].as_posix(), None, None)]
 
 
+def test_pairs_of_image_files_and_labels(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    put(tmp_path, "cat/1.png", "dog/2.png", "dog/3.png")
+    pairs = ImageFolder(tmp_path).samples
+    source = open_source(pairs)
+    assert source.kind == "image" and source.read(2).shape == (4, 4, 3)
+    assert listing(source) == [(path, label, None) for path, label in pairs]
+    with_a_missing_one = open_source([*pairs, (str(tmp_path / "gone.png"), "cat")])
+    with pytest.raises(BadSample, match="file not found"):
+        with_a_missing_one.read(3)
+    assert open_source([("a text", 1), ("another.", 0)]).kind == "text"
+    for mixed in ([*pairs, ("hello", 1)], [("gone.png", 0), ("lost.png", 1)]):
+        with pytest.raises(DataError, match=r"looks like image files, but '(hello|gone\.png)' is none"):
+            open_source(mixed)
+    with pytest.raises(DataError, match="a label is one number or one string a sample"):
+        open_source([(path, {"boxes": 1}) for path, _ in pairs])
+
+
 def test_lists_that_mix_files_and_texts_are_refused(tmp_path):
     put(tmp_path, "a.png")
     with pytest.raises(DataError, match="'hello' is none"):

@@ -7,7 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,6 +139,81 @@ def test_a_callable_shows_its_name_and_a_hash() -> None:
 def test_a_callables_fingerprint_follows_its_behaviour(one: Any, same: Any, other: Any) -> None:
     assert fingerprint(one) == fingerprint(same)
     assert fingerprint(one) != fingerprint(other)
+
+
+def weights(changed: bool) -> Any:
+    """4,000 numbers, the middle of which ``repr`` leaves out."""
+    values = np.zeros((4, 1000), np.float32)
+    values[2, 500] = changed
+    return values
+
+
+def halves(changed: bool) -> Any:
+    return torch.from_numpy(weights(changed)).bfloat16()
+
+
+def parameter(changed: bool) -> Any:
+    return torch.nn.Parameter(torch.from_numpy(weights(changed)))
+
+
+def things(changed: bool) -> Any:
+    return weights(changed).astype(object)
+
+
+def sparse(changed: bool) -> Any:
+    return torch.from_numpy(weights(changed)).to_sparse()
+
+
+def layers(changed: bool) -> Any:
+    linear = torch.nn.Linear(1000, 4)
+    torch.nn.init.zeros_(linear.bias)
+    linear.weight.data = torch.from_numpy(weights(changed))
+    return torch.nn.Sequential(torch.nn.Sequential(linear))
+
+
+def holding(held: Any) -> dict[str, Any]:
+    def default(x: Any, *, by: Any = held) -> Any:
+        return x * by
+
+    return {
+        "closure": lambda x: x * held,
+        "nested": (lambda several: lambda x: x * several["a"][0])({"a": [(held,)]}),
+        "default": default,
+        "object": Power(held),
+        "method": Quiet(held).doubled,
+        "partial": functools.partial(max, held, key=held),
+        "partial of a method": functools.partial(Quiet(held).doubled, 1),
+    }
+
+
+class Quiet(Power):
+    def __repr__(self) -> str:
+        return "Quiet()"
+
+
+@pytest.mark.parametrize("make", [weights, parameter, halves, sparse, things, layers])
+def test_a_fingerprint_follows_every_number_of_an_array_that_a_callable_holds(make: Any) -> None:
+    one, same, other = (holding(make(changed)) for changed in (False, False, True))
+    for name, pool in one.items():
+        assert fingerprint(pool) == fingerprint(same[name]), name
+        assert fingerprint(pool) != fingerprint(other[name]), name
+
+
+def test_arrays_of_other_shapes_and_types_are_told_apart() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    several = [
+        zeros,
+        zeros.T,
+        zeros.astype(np.int32),
+        np.asfortranarray([[0, 1], [2, 3]]),
+        np.array([[0, 2], [1, 3]]),
+    ]
+    assert len({fingerprint(Power(held)) for held in several}) == len(several)
+
+
+def test_a_module_of_pytorch_as_a_pool_is_told_by_its_weights() -> None:
+    assert fingerprint(layers(False)) == fingerprint(layers(False))
+    assert fingerprint(layers(False)) != fingerprint(layers(True))
 
 
 def test_a_fingerprint_holds_no_memory_address() -> None:

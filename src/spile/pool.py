@@ -148,15 +148,49 @@ def _is_map(axes: str) -> bool:
 def _described(function: Any) -> str:
     """Text that is the same in every process for a callable of the same behaviour, as far as can be seen."""
     if isinstance(function, functools.partial):
-        text = f"partial of {_described(function.func)}, {function.args}, {function.keywords}"
+        text = f"partial of {_described(function.func)}, {_state(function.args)}, {_state(function.keywords)}"
     elif inspect.ismethod(function):
         text = f"{_described(function.__func__)} of {function.__self__}"
+        if not inspect.isclass(function.__self__):
+            text += f" {_state(getattr(function.__self__, '__dict__', None))}"
     elif inspect.isfunction(function):
         closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
-        text = f"{_code(function)} {function.__defaults__} {function.__kwdefaults__} {closed_over}"
+        defaults = f"{_state(function.__defaults__)} {_state(function.__kwdefaults__)}"
+        text = f"{_code(function)} {defaults} {_state(closed_over)}"
     else:
-        text = f"{_code(type(function))} {getattr(function, '__dict__', function)}"
+        text = f"{_code(type(function))} {_state(getattr(function, '__dict__', function))}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def _state(value: Any) -> str:
+    """The ``repr`` of what a callable holds, but arrays by their bytes: theirs leaves out the middle."""
+    if inspect.isclass(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_state(held)}" for key, held in value.items()) + "}"
+    if type(value) is list:
+        return f"[{', '.join(map(_state, value))}]"
+    if type(value) is tuple:
+        return f"({', '.join(map(_state, value))}{',' if len(value) == 1 else ''})"
+    if hasattr(value, "state_dict"):  # a module of PyTorch, whose `repr` has no weights
+        return f"{value!r} {_state(value.state_dict())}"
+    if hasattr(value, "detach") or hasattr(value, "numpy"):
+        value = _as_numpy(value)
+    if not hasattr(value, "tobytes"):
+        return repr(value)
+    shape, dtype = getattr(value, "shape", ""), getattr(value, "dtype", "")
+    if getattr(dtype, "hasobject", False):  # its bytes are addresses
+        return f"{shape} {_state(value.tolist())}"
+    return f"{type(value).__name__} {shape} {dtype} {hashlib.sha256(value.tobytes()).hexdigest()}"
+
+
+def _as_numpy(tensor: Any) -> Any:
+    """A tensor of any framework as an array; as nested lists where NumPy has no such type."""
+    held = tensor.detach().cpu().to_dense() if hasattr(tensor, "detach") else tensor
+    try:
+        return held.numpy()
+    except (TypeError, RuntimeError):
+        return held.tolist()
 
 
 def _code(value: Any) -> str:

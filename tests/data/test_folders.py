@@ -1,3 +1,6 @@
+import os
+import sys
+
 import pytest
 from PIL import Image
 
@@ -69,6 +72,17 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path):
     assert listing(open_source(tmp_path / "root")) == [("cat/a.png", "cat", None)]
 
 
+def test_a_folder_that_two_links_lead_to_is_listed_at_both(tmp_path):
+    put(tmp_path / "real", "deep/a.png")
+    for split in ("train", "test"):
+        (tmp_path / "root" / split).mkdir(parents=True)
+        (tmp_path / "root" / split / "cat").symlink_to(tmp_path / "real")
+    assert listing(open_source(tmp_path / "root")) == [
+        ("test/cat/deep/a.png", "cat", "test"),
+        ("train/cat/deep/a.png", "cat", "train"),
+    ]
+
+
 def test_empty_and_wrong_folders_are_told_apart(tmp_path):
     with pytest.raises(DataError, match=r"no images under .*: found no files at all; looked for \.avif"):
         open_source(tmp_path)
@@ -89,12 +103,45 @@ def test_lists_of_files_keep_their_order_and_missing_ones_are_bad_samples(tmp_pa
     assert listing(open_source(str(paths[0]))) == [(paths[0].as_posix(), None, None)]
 
 
+def test_pairs_of_image_files_and_labels(tmp_path):
+    from torchvision.datasets import ImageFolder
+
+    put(tmp_path, "cat/1.png", "dog/2.png", "dog/3.png")
+    pairs = ImageFolder(tmp_path).samples
+    source = open_source(pairs)
+    assert source.kind == "image" and source.read(2).shape == (4, 4, 3)
+    assert listing(source) == [(path, label, None) for path, label in pairs]
+    with_a_missing_one = open_source([*pairs, (str(tmp_path / "gone.png"), "cat")])
+    with pytest.raises(BadSample, match="file not found"):
+        with_a_missing_one.read(3)
+    assert open_source([("a text", 1), ("another.", 0)]).kind == "text"
+    for mixed in ([*pairs, ("hello", 1)], [("gone.png", 0), ("lost.png", 1)]):
+        with pytest.raises(DataError, match=r"looks like image files, but '(hello|gone\.png)' is none"):
+            open_source(mixed)
+    with pytest.raises(DataError, match="a label is one number or one string a sample"):
+        open_source([(path, {"boxes": 1}) for path, _ in pairs])
+
+
 def test_lists_that_mix_files_and_texts_are_refused(tmp_path):
     put(tmp_path, "a.png")
     with pytest.raises(DataError, match="'hello' is none"):
         open_source([str(tmp_path / "a.png"), "hello"])
     with pytest.raises(DataError, match=r"'gone\.png' is none"):
         open_source(["gone.png"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")
+def test_names_that_are_not_utf_8_are_read_and_can_be_written(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9/\xc3\xa9\xe9.png")
+    put(tmp_path, path)
+    assert listing(open_source(tmp_path)) == [(r"caf\xe9/é\xe9.png", r"caf\xe9", None)]
+    full = f"{tmp_path.as_posix()}/" + r"caf\xe9/é\xe9.png"
+    for data in (path, [path], [str(path)]):
+        assert listing(open_source(data)) == [(full, None, None)]
+    for data in (tmp_path, path.parent, path, [path]):
+        source = open_source(data)
+        assert source.read(0).shape == (4, 4, 3)
+        assert source.name.encode()
 
 
 def test_the_pixel_limit_reaches_the_files(tmp_path):

@@ -79,6 +79,23 @@ def test_an_own_transform_is_taken_as_it_is():
     assert source.read(1).tolist() == [2, 2, 2] and source.records[1].label == 2
 
 
+def test_a_dataset_that_streams_says_what_to_pass_instead():
+    picture = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    dataset = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (4, 6))] * 3, "label": [0, 1, 2]}, features=picture
+    ).to_iterable_dataset()
+    with pytest.raises(DataError, match="IterableDataset has no length") as caught:
+        open_source(dataset)
+    assert "list(dataset.take(1000))" in str(caught.value)
+    assert "lambda: dataset.with_format('numpy').iter(batch_size=32)" in str(caught.value)
+    samples = open_source(list(dataset.take(1000)))
+    assert samples.read(1).shape == (6, 4, 3) and samples.records[1].label == 1
+    stream = open_source(lambda: dataset.with_format("numpy").iter(batch_size=32))
+    (batch,) = stream.batches()
+    assert stream.kind == "image" and batch.inputs.shape == (3, 6, 4, 3)
+    assert [record.label for record in batch.records] == [0, 1, 2]
+
+
 def test_ambiguous_columns_say_what_to_type():
     pair = {"first": datasets.Value("string"), "second": datasets.Value("string")}
     with pytest.raises(DataError, match=r"first, second, of which 2 .*rename_column\('first', 'text'\)"):

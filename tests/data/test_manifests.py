@@ -47,6 +47,10 @@ def test_csv_paths_are_relative_to_the_manifest(tmp_path):
         (["001", "002", "010"], ["001", "002", "010"]),
         (["1.5", "2", "1e-3"], [1.5, 2.0, 0.001]),
         (["1", "", "3"], [1, None, 3]),
+        (["10000000000000000001", "", "3"], ["10000000000000000001", None, "3"]),
+        (["9223372036854775807", "-9223372036854775808"], [2**63 - 1, -(2**63)]),
+        (["9223372036854775808", "-9223372036854775808"], [str(2**63), str(-(2**63))]),
+        (["10000000000000000001", "0.5", "1"], [1e19, 0.5, 1.0]),
         (["nan", "inf", "NA"], ["nan", "inf", "NA"]),
         (["1", "2", "cat"], ["1", "2", "cat"]),
         (["true", "false", "true"], ["true", "false", "true"]),
@@ -87,6 +91,11 @@ def test_parquet_keeps_the_types_of_its_labels(tmp_path):
     pq.write_table(table, tmp_path / "list.parquet")
     source = open_source(tmp_path / "list.parquet")
     assert list(source.records) == [Record("a.png", 0.5, "train"), Record("b.png", 2.0)]
+    table = pa.table(
+        {"path": ["a.png", "b.png", "c.png"], "label": pa.array([2**64 - 1, 3, None], pa.uint64())}
+    )
+    pq.write_table(table, tmp_path / "long.parquet")
+    assert labels(open_source(tmp_path / "long.parquet")) == ["18446744073709551615", "3", None]
     coded = pa.table({"path": ["a.png"], "label": pa.array(["cat"]).dictionary_encode()})
     pq.write_table(coded, tmp_path / "coded.parquet")
     assert labels(open_source(tmp_path / "coded.parquet")) == ["cat"]

@@ -29,6 +29,17 @@ def test_unknown_endings_and_objects_say_what_is_allowed(tmp_path):
         open_source({"x": [1], "y": [2]})
 
 
+def test_a_data_frame_says_what_to_pass_instead():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0], "label": ["x", "y"]})
+    for data in (frame, (frame, [0, 1])):
+        with pytest.raises(DataError, match=r"a DataFrame is a table.*Type: frame\.to_numpy\(\)"):
+            open_source(data)
+    source = open_source((frame[["a", "b"]].to_numpy(), frame["label"]))
+    assert source.read(1).tolist() == [2, 4] and source.records[1].label == "y"
+    assert open_source(frame[["a", "b"]].to_numpy()).read(0).tolist() == [1, 3]
+
+
 def test_a_dict_of_arrays_names_inputs_labels_and_ids():
     pixels = np.zeros((3, 4, 4, 3), np.uint8)
     source = open_source({"image": pixels, "label": np.arange(3), "id": np.array(["a", "b", "c"])})

@@ -88,6 +88,17 @@ def test_labels_that_are_not_one_value_are_refused(value):
         as_label(value)
 
 
+@pytest.mark.parametrize(
+    "value", [2**63, -(2**63) - 1, np.uint64(2**63), np.array([2**63], np.uint64), {1, 2**63}]
+)
+def test_integers_over_64_bits_are_no_labels(value):
+    with pytest.raises(DataError, match=r"the label -?922337203685477580\d is .* over 64 bits.*str\(label\)"):
+        as_label(value)
+    with pytest.raises(DataError, match="over 64 bits"):
+        open_source((DATA, [value] * 10))
+    assert [as_label(2**63 - 1), as_label(-(2**63))] == [2**63 - 1, -(2**63)]
+
+
 def test_tensor_labels_and_columns_of_labels():
     import torch
 

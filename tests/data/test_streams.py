@@ -8,6 +8,7 @@ from spile.errors import DataError
 from spile.preprocessing import ImagePreprocessing
 
 SMALL = ImagePreprocessing(resize=4, crop=(4, 4))
+ONE = {"num_replicas": 1, "rank": 0}
 
 
 def test_a_dataloader_keeps_its_tensors_and_batches():
@@ -31,6 +32,28 @@ def test_a_shuffling_loader_is_refused():
 
     with pytest.raises(DataError, match="shuffle=False"):
         open_source(torch.utils.data.DataLoader(torch.rand(4, 2), shuffle=True))
+
+
+def test_samplers_that_shuffle_are_refused_wherever_they_are():
+    import torch
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+    from torch.utils.data.distributed import DistributedSampler
+
+    samples = torch.rand(16, 2)
+    for name, make in (
+        ("RandomSampler", RandomSampler),
+        ("DistributedSampler", partial(DistributedSampler, **ONE)),
+    ):
+        for loader in (
+            DataLoader(samples, batch_sampler=BatchSampler(make(samples), 8, False)),
+            DataLoader(samples, batch_size=8, sampler=make(samples)),
+        ):
+            with pytest.raises(DataError, match=rf"shuffles \({name}\)"):
+                open_source(loader)
+    ordered = (SequentialSampler(samples), DistributedSampler(samples, **ONE, shuffle=False))
+    for sampler in ordered:
+        loader = DataLoader(samples, batch_sampler=BatchSampler(sampler, 8, False))
+        assert torch.equal(torch.cat([b.inputs for b in open_source(loader).batches()]), samples)
 
 
 def test_iterable_datasets_need_a_loader():

@@ -25,12 +25,12 @@ def test_a_column_reads_as_numpy_does(store, expected, name):
         0, -1, n - 1, slice(None), slice(3, 9), slice(-4, None), slice(None, None, -2), slice(5, 5),
         [4, 0, 4], [], np.array([n - 1, -n]), np.arange(n) % 2 == 0,
     ):  # fmt: skip
-        rows = rows if len(np.shape(rows)) == 0 or len(rows) else np.array([], int)
         assert np.array_equal(column[rows], whole[rows])
         assert column[rows].dtype == whole.dtype
     for rows in (n, -n - 1, [0, n]):
         with pytest.raises(IndexError):
             column[rows]
+    assert column[[]].shape == (0, *whole.shape[1:])
     assert np.array_equal(column.numpy(), whole)
     assert np.array_equal(np.asarray(column), whole)
     assert np.asarray(column, dtype=np.float64).dtype == np.float64
@@ -56,6 +56,7 @@ def test_variable_lengths_come_back_one_array_a_sample(store, expected):
             assert mine.dtype == np.float16
             assert np.array_equal(mine, right)
     assert np.array_equal(column[2], expected["tokens"][2])
+    assert column[[]].shape == (0,)
     assert [tuple(row.shape) for row in column.torch()] == [row.shape for row in expected["tokens"]]
 
 

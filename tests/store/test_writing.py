@@ -245,6 +245,53 @@ def test_float16_overflow_is_an_error_that_offers_float32(tools, given):
     assert writer.finish()["x"].numpy().tolist() == [[65504, 65504], [0, 0]]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_complex_values_are_refused_and_their_magnitude_is_offered(tools, dtype):
+    writer = create(None, [ColumnSpec(name="fft", shape=(2,), dtype=dtype)], tools.MANIFEST)
+    with pytest.raises(StoreError, match=r"'fft' is complex \(complex64\).*Type: pool=lambda x: abs\(x\)"):
+        one_batch(writer, arrays={"fft": np.ones((2, 2), np.complex64)})
+    assert writer.next_position == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "says"),
+    [
+        ("float16", np.int64(5077), r"5077 for sample 's1'.*float16 does not hold.*dtype=.float32."),
+        ("float16", np.uint16(2049), r'2049 .*Type: dtype="float32"'),
+        ("float16", np.int32(-2049), r'-2049 .*Type: dtype="float32"'),
+        ("float32", np.int64(2**24 + 1), r"16777217 .*up to 16777216 only"),
+        ("float32", np.int32(2**31 - 1), r"2147483647 .*up to 16777216 only"),
+        ("float32", np.int64(2**63 - 1), r"9223372036854775807 .*up to 16777216 only"),
+        ("float32", np.uint64(2**64 - 1), r"18446744073709551615 .*up to 16777216 only"),
+    ],
+)
+def test_whole_numbers_are_not_rounded(tools, dtype, given, says):
+    writer = create(None, [ColumnSpec(name="x", shape=(2,), dtype=dtype)], tools.MANIFEST)
+    values = np.ones((2, 2), given.dtype)
+    values[1, 1] = given
+    with pytest.raises(StoreError, match=says):
+        one_batch(writer, arrays={"x": values})
+    tokens = create(None, [ColumnSpec(name="t", shape=(None, 2), dtype=dtype)], tools.MANIFEST)
+    with pytest.raises(StoreError, match="for sample 's1', a whole number"):
+        one_batch(tokens, arrays={"t": [values[:1], values]})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given"),
+    [
+        ("float16", np.int64([[2048, 4096], [-2048, 65504]])),
+        ("float16", np.uint8([[0, 255], [1, 7]])),
+        ("float16", np.array([[True, False], [True, True]])),
+        ("float32", np.int64([[2**24, -(2**63)], [2**62, 0]])),
+        ("float32", np.float64([[0.1, 1 / 3], [2**24 + 1, 5077]])),
+    ],
+)
+def test_whole_numbers_that_fit_and_measured_ones_are_stored(tools, dtype, given):
+    writer = create(None, [ColumnSpec(name="x", shape=(2,), dtype=dtype)], tools.MANIFEST)
+    one_batch(writer, arrays={"x": given})
+    assert np.array_equal(writer.finish()["x"].numpy(), given.astype(dtype))
+
+
 def test_of_all_float16_numbers_the_finite_ones_are_taken(tools):
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     writer = create(None, ONE, tools.MANIFEST)
@@ -351,6 +398,34 @@ def test_two_writers_at_once_do_not_double_samples(tools, tmp_path):
     with pytest.raises(StoreError, match="Another process"):
         second.commit()
     assert first.finish().ids.tolist() == ["s0", "s1"]
+
+
+@pytest.mark.parametrize("finishing", [False, True])
+def test_writers_between_check_and_append_do_not_double_samples(tools, tmp_path, monkeypatch, finishing):
+    first = create(tmp_path / "a.lance", ONE, tools.MANIFEST)
+    one_batch(first, records=[Record("s0", "cat"), Record("s1", "dog")])
+    first.commit()
+    second = resume(tmp_path / "a.lance", ONE, tools.MANIFEST)
+    for writer in (first, second):
+        one_batch(writer, records=[Record("s2", "cat"), Record("s3", "dog")], positions=[2, 3], stop=4)
+    write = lance.write_dataset
+
+    def after_the_other(*args, **options):
+        monkeypatch.setattr(lance, "write_dataset", write)
+        first.commit()
+        written = write(*args, **options)
+        assert len(open_store(tmp_path / "a.lance")) == 6
+        if finishing:  # before the rows are taken back
+            with pytest.raises(StoreError, match="Another process"):
+                first.finish()
+        return written
+
+    monkeypatch.setattr(lance, "write_dataset", after_the_other)
+    with pytest.raises(StoreError, match=r"Another process has written .*stored twice"):
+        second.commit()
+    assert open_store(tmp_path / "a.lance").complete == finishing
+    store = resume(tmp_path / "a.lance", ONE, tools.MANIFEST).finish()
+    assert store.complete and store.ids.tolist() == ["s0", "s1", "s2", "s3"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ def open_folder(root: Path, *, max_pixels: int) -> Samples:
     """A folder of class folders, at any depth, in the order of their paths; a flat folder has no labels.
 
     Where all folders with images are called train, val (valid, validation) or test, those are the samples'
-    splits, and the class folders are looked for inside them. The id of a sample is its path under `root`.
+    splits, and the class folders are looked for inside them. The id of a sample is its path under `root`,
+    with a backslash before what is not UTF-8 in it.
     """
     found, others = _image_paths(root)
     if not found:
@@ -31,14 +32,14 @@ def open_folder(root: Path, *, max_pixels: int) -> Samples:
     depth = 1 if tops <= SPLITS.keys() else 0
     records = [_record(path, depth) for path in found]
     return Samples(
-        str(root), "image", records, lambda i: read_image(root / records[i].id, max_pixels=max_pixels)
+        _text(root), "image", records, lambda i: read_image(root / found[i], max_pixels=max_pixels)
     )
 
 
 def open_files(paths: Sequence[str | Path], *, max_pixels: int) -> Samples:
     """The image files at `paths`; the id of a sample is its path as given."""
     files = [Path(path) for path in paths]
-    records = [Record(path.as_posix()) for path in files]
+    records = [Record(_text(path)) for path in files]
 
     def read(position: int) -> Pixels:
         return read_image(files[position], max_pixels=max_pixels)
@@ -54,7 +55,13 @@ def has_image_suffix(path: str | PurePath) -> bool:
 def _record(path: PurePosixPath, depth: int) -> Record:
     folders = path.parts[:-1]
     split = SPLITS[folders[0].lower()] if depth else None
-    return Record(str(path), label=folders[depth] if len(folders) > depth else None, split=split)
+    label = _text(PurePath(folders[depth])) if len(folders) > depth else None
+    return Record(_text(path), label, split)
+
+
+def _text(path: PurePath) -> str:
+    """The path as text that can be written everywhere: Linux takes names that are not UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _image_paths(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
@@ -63,14 +70,18 @@ def _image_paths(root: Path) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    seen = set()
+    # Where each folder still to be walked and those above it really are: two links may lead to one place.
+    above = {root: {os.path.realpath(root)}}
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to where the walk has been
-            subfolders.clear()
-            continue
-        seen.add(real)
+        known = above.pop(Path(folder))
         subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
+        for name in list(subfolders):
+            inside = Path(folder, name)
+            real = os.path.realpath(inside)
+            if real in known:  # a link back to where the walk comes from
+                subfolders.remove(name)
+            else:
+                above[inside] = {*known, real}
         yield from (Path(folder, name) for name in names if not _hidden(name))
 
 

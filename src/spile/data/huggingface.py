@@ -21,8 +21,14 @@ def open_hugging_face(dataset: Any, *, max_pixels: int) -> Samples:
     """A `datasets.Dataset` with an image or a text column, and perhaps label, split, group and id columns.
 
     Images are decoded here, from the file's bytes. A dataset with a transform of its own (`set_transform`) is
-    taken as that transform's items.
+    taken as that transform's items. Raises `DataError` for a dataset that streams, which has no length.
     """
+    if not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"a datasets.{type(dataset).__name__} has no length. Type: list(dataset.take(1000)) for samples "
+            "that fit into memory; for numbers, or images of one size, type: "
+            "lambda: dataset.with_format('numpy').iter(batch_size=32)"
+        )
     name = f"datasets.Dataset {dataset.info.dataset_name or ''} {dataset.split or ''}".strip()
     if len(dataset) == 0:
         raise DataError(f"{name} holds no samples")

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from spile.data.images import Pixels, read_image
-from spile.data.samples import Samples, as_label
+from spile.data.samples import Samples, as_label, fits_64_bits
 from spile.data.source import BadSample, Label, Record
 from spile.errors import DataError
 
@@ -90,11 +90,18 @@ def _check_columns(file: Path, found: list[str]) -> None:
 
 
 def _labels(values: list[Any]) -> list[Label]:
-    """Labels of one type: ints if every one is written as an int, else floats, else strings."""
+    """Labels of one type: ints if every one is written as an int, else floats, else strings.
+
+    Where an int is over 64 bits, as long ids are, all are strings.
+    """
     if not all(value is None or isinstance(value, str) for value in values):
+        if any(isinstance(value, int) and not fits_64_bits(value) for value in values):
+            values = [_string(value) for value in values]
         return [as_label(value) for value in values]
     written = [value for value in values if value is not None]
     if all(_INTEGER.fullmatch(value) for value in written):
+        if not all(fits_64_bits(int(value)) for value in written):
+            return list(values)
         return [None if value is None else int(value) for value in values]
     if all(_INTEGER.fullmatch(value) or _DECIMAL.fullmatch(value) for value in written):
         return [None if value is None else float(value) for value in values]

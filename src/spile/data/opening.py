@@ -127,6 +127,12 @@ def _open_tuple(data: tuple[Any, ...], max_pixels: int) -> Source:
 
 
 def _open_object(data: Any, columns: Columns, max_pixels: int) -> Source | Stream:
+    if any(base.__name__ == "DataFrame" for base in type(data).__mro__):
+        raise DataError(
+            "a DataFrame is a table, and its columns are no samples. Type: frame.to_numpy(), or with labels "
+            "(frame[['a', 'b']].to_numpy(), frame['label']); for files or texts, pass the path of a CSV or "
+            "Parquet file with the columns path (or text) and label"
+        )
     if is_hugging_face(data) and not isinstance(data, Mapping):
         return open_hugging_face(data, max_pixels=max_pixels)
     if is_tf_data(data):

@@ -144,24 +144,40 @@ def check_unique(name: str, ids: Iterable[str], seen: set[str] | None = None) ->
 def as_label(value: Any) -> Label:
     """One label as a Python string, int or float; ``None`` is no label.
 
-    Several are a set, or a list of names. Raises `DataError` for all else.
+    Several are a set, or a list of names. Raises `DataError` for all else, and for integers over 64 bits.
     """
     if hasattr(value, "shape"):
         array = to_numpy(value)
         value = array.item() if array.size == 1 else array
     if isinstance(value, bool):
         return int(value)
-    if value is None or isinstance(value, (str, int, float)):
+    if value is None or isinstance(value, (str, float)):
         return value
+    if isinstance(value, int):
+        return _within_64_bits(value)
     names = isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
     if names or isinstance(value, (set, frozenset)):
         kinds = {type(one) for one in value}
         if kinds <= {str} or kinds <= {int}:
-            return frozenset(value)
+            return frozenset(map(_within_64_bits, value) if kinds == {int} else value)
     raise DataError(
         "a label is one number or one string a sample, or a set of names where it has several, got "
         f"{type(value).__name__}: {str(value)[:60]}"
     )
+
+
+def fits_64_bits(value: int) -> bool:
+    """Whether a store can hold `value` as an integer."""
+    return -(2**63) <= value < 2**63
+
+
+def _within_64_bits(value: int) -> int:
+    if not fits_64_bits(value):
+        raise DataError(
+            f"the label {value} is an integer over 64 bits, which a store cannot hold. "
+            "Give strings: labels=[str(label) for label in labels]"
+        )
+    return value
 
 
 def as_labels(values: Any) -> list[Label]:

@@ -90,23 +90,38 @@ def open_npz(file: Path) -> Samples:
 
 
 def open_list(items: list[Any], *, max_pixels: int) -> Samples:
-    """A list of image files, texts, Pillow images, arrays, or (input, label) pairs."""
+    """A list of image files, texts, Pillow images, arrays, or (input, label) pairs.
+
+    Pairs of an image file's name and its label are what torchvision's ``ImageFolder`` has as its `samples`.
+    """
     if not items:
         raise DataError("the list holds no samples")
-    if all(isinstance(item, Path) for item in items):
+    if all(isinstance(item, Path) for item in items) or _are_image_files(items):
         return open_files(items, max_pixels=max_pixels)
-    if all(isinstance(item, str) for item in items):
-        files = [item for item in items if has_image_suffix(item) and Path(item).is_file()]
-        paths = all(map(has_image_suffix, items))
-        if files and paths:  # the missing ones become bad samples
-            return open_files(items, max_pixels=max_pixels)
-        if files or paths:
-            other = next(item for item in items if item not in files)
-            raise DataError(
-                f"the list looks like image files, but {other[:80]!r} is none. "
-                "Give image files only, or texts only."
-            )
+    if all(isinstance(item, tuple) and len(item) == 2 for item in items):
+        names = [name for name, _ in items]
+        if _are_image_files(names):
+            labels = Columns(labels=[as_label(label) for _, label in items])
+            return restate(open_files(names, max_pixels=max_pixels), labels)
     return open_dataset(items, name=f"list of {len(items)}", max_pixels=max_pixels)
+
+
+def _are_image_files(names: list[Any]) -> bool:
+    """Whether `names` are strings that name image files. Raises `DataError` where only some of them do."""
+    if not all(isinstance(name, str) for name in names):
+        return False
+    files = [name for name in names if has_image_suffix(name) and Path(name).is_file()]
+    paths = all(map(has_image_suffix, names))
+    if files and paths:  # the missing ones become bad samples
+        return True
+    if files or paths:
+        known = set(files)
+        other = next(name for name in names if name not in known)
+        raise DataError(
+            f"the list looks like image files, but {other[:80]!r} is none. "
+            "Give image files only, or texts only."
+        )
+    return False
 
 
 def open_dataset(dataset: Any, *, name: str | None = None, max_pixels: int) -> Samples:

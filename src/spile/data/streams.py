@@ -116,12 +116,13 @@ class BatchStream:
 
 def open_stream(loader: Iterable[Any], columns: Columns) -> BatchStream:
     """A user's loader as a stream. Raises `DataError` for one that shuffles: its ids would not be stable."""
-    sampler = getattr(loader, "sampler", None)
-    if type(sampler).__name__ in _SHUFFLING:
-        raise DataError(
-            "the loader shuffles, so its samples would be others on every run. "
-            "Type: DataLoader(..., shuffle=False)"
-        )
+    sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    for one in (sampler, batches, getattr(batches, "sampler", None)):
+        if type(one).__name__ in _SHUFFLING or getattr(one, "shuffle", False) is True:
+            raise DataError(
+                f"the loader shuffles ({type(one).__name__}), so its samples would be others on every run. "
+                "Type: DataLoader(..., shuffle=False); a sampler of your own needs a fixed order too"
+            )
     name = f"{type(loader).__module__}.{type(loader).__qualname__}"
     if any(base.__module__.startswith("torch.") for base in type(loader).__mro__):
         return BatchStream(loader, name, length=_length(loader, sampler), columns=columns, weights=False)

@@ -19,7 +19,8 @@ def to_arrow(spec: ColumnSpec, values: Values | Sequence[Values], ids: Sequence[
     """Arrow array of one column's `values` for the samples `ids`: a copy, buffers may be reused.
 
     `values` is (n, *shape), or n arrays (length, *rest) where the length varies. Raises `StoreError` where
-    the shape is wrong, or a value is not finite in the column's dtype.
+    the shape is wrong, a value is not finite in the column's dtype, or it is complex or a whole number that
+    the dtype does not hold exactly.
     """
     if len(values) != len(ids):
         raise StoreError(f"Column {spec.name!r} got {len(values)} samples, expected {len(ids)}")
@@ -36,13 +37,39 @@ def to_arrow(spec: ColumnSpec, values: Values | Sequence[Values], ids: Sequence[
 
 def _flat_lists(spec: ColumnSpec, values: Values, ids: Sequence[str] | Values) -> pa.Array:
     _require_shape(spec, values.shape[1:], ids[0] if len(ids) else None)
+    if values.dtype.kind == "c":
+        raise StoreError(
+            f"Layer {spec.name!r} is complex ({values.dtype}), and a store holds real numbers. "
+            f"Type: pool=lambda x: abs(x)"
+        )
     with np.errstate(over="ignore"):  # an overflow becomes inf, which is found and named below
         cast = np.array(values, dtype=spec.dtype, order="C")
     if not _all_finite(cast):
         row = int(np.flatnonzero(~np.isfinite(cast.reshape(len(cast), -1)).all(axis=1))[0])
         raise StoreError(_not_finite(spec, values[row : row + 1], cast[row : row + 1], ids[row]))
+    if values.dtype.kind in "iu":
+        _require_exact(spec, values, cast, ids)
     flat = pa.array(cast.reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(flat.type, spec.width))
+
+
+def _require_exact(spec: ColumnSpec, given: Values, cast: Values, ids: Sequence[str] | Values) -> None:
+    """Whole numbers are ids or counts, where a near one is another one; rounding is for measured numbers."""
+    back = cast.astype(np.float64)
+    beyond = 2.0 ** (8 * given.dtype.itemsize - (given.dtype.kind == "i"))
+    with np.errstate(invalid="ignore"):  # what is beyond the type has no fixed value in it
+        rounded = (back >= beyond) | (back.astype(given.dtype) != given)
+    if not rounded.any():
+        return
+    row = int(np.flatnonzero(rounded.reshape(len(rounded), -1).any(axis=1))[0])
+    value = int(given[row][rounded[row]].flat[0])
+    remedy = 'Type: dtype="float32"'
+    if spec.dtype == "float32" or int(np.float32(value)) != value:
+        remedy = "float32 holds whole numbers up to 16777216 only: leave this layer out"
+    raise StoreError(
+        f"Layer {spec.name!r} is {value} for sample {ids[row]!r}, a whole number that {spec.dtype} does not "
+        f"hold exactly. {remedy}"
+    )
 
 
 def _all_finite(values: Values) -> bool:

@@ -131,11 +131,35 @@ def append_rows(dataset: lance.LanceDataset, rows: pa.Table, storage_options: St
     rows.
     """
     if dataset.latest_version != dataset.version:
-        raise StoreError(
-            f"Another process has written to {dataset.uri} meanwhile; this one stops, so that no sample is "
-            f"stored twice. Let the other finish, then run again"
-        )
-    return load_lance().write_dataset(rows, dataset, mode="append", storage_options=_plain(storage_options))
+        raise another_writer(dataset.uri)
+    written = load_lance().write_dataset(
+        rows, dataset, mode="append", storage_options=_plain(storage_options)
+    )
+    if written.version != dataset.version + 1:  # Lance puts an append after whatever came meanwhile
+        _take_back(written, len(rows))
+        raise another_writer(dataset.uri)
+    return written
+
+
+def another_writer(uri: str) -> StoreError:
+    """What to raise where another process has written to the dataset at `uri`."""
+    return StoreError(
+        f"Another process has written to {uri} meanwhile; this one stops, so that no sample is stored twice. "
+        f"Let the other finish, then run again"
+    )
+
+
+def _take_back(written: lance.LanceDataset, rows: int) -> None:
+    """Drop the fragments of the `rows` that were appended last in this version, and no one else's."""
+    own: list[int] = []
+    for fragment in reversed(written.get_fragments()):
+        if rows <= 0:
+            break
+        own.append(fragment.fragment_id)
+        rows -= fragment.count_rows()
+    # A deletion goes with whatever the other writer does next; restoring a version would end its run too.
+    dropped = load_lance().LanceOperation.Delete([], own, "rows stored twice")
+    load_lance().LanceDataset.commit(written, dropped, read_version=written.version)
 
 
 def drop_old_versions(dataset: lance.LanceDataset) -> None:

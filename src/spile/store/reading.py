@@ -331,7 +331,10 @@ class Column:
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Values) -> Values:
         """One sample for an integer; (m, *shape) for a slice, a list of integers or a boolean mask."""
-        chosen = np.arange(self._rows)[rows if isinstance(rows, int | slice) else np.asarray(rows)]
+        if not isinstance(rows, int | slice):
+            rows = np.asarray(rows)
+            rows = rows if rows.size else rows.astype(int)  # of an empty list NumPy makes floats
+        chosen = np.arange(self._rows)[rows]
         values = self.take(np.atleast_1d(chosen))
         return values[0] if chosen.ndim == 0 else values
 

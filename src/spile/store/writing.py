@@ -202,6 +202,8 @@ class Writer:
         """Commit the rest, mark the store as complete, and open it."""
         self.commit()
         store = self._sink.finish()
+        if len(store) != self.rows:
+            raise lance_io.another_writer(store.path or "memory")
         self.complete = True
         return store
 

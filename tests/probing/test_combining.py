@@ -59,6 +59,21 @@ def test_greedy_stops_where_the_gain_is_within_its_error(make_store, blobs):
     assert not any(row.points for row in result.table)
 
 
+def test_a_band_that_has_all_the_weight_is_that_layer(make_store):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    points = {"good": rng.normal(size=(120, 20)) + 1.5 * np.eye(20)[y], "noise": rng.normal(size=(120, 30))}
+    store = make_store(points, y)
+
+    result = probe(store, combine="banded", repeats=1, nested=False)
+
+    assert [row.point for row in result.table if row.score is not None] == ["good", "noise"]
+    assert result.points == ("good",) and not result.unit_rows
+    single = probe(store, repeats=1, nested=False)
+    np.testing.assert_array_equal(result.fit().coef, single.fit().coef)
+    assert result.best.fold_scores == single.best.fold_scores
+
+
 @pytest.mark.parametrize("combine", ["greedy", "banded"])
 def test_one_layer_ten_thousand_times_larger_changes_no_prediction(halves, make_store, combine):
     _, points, y = halves

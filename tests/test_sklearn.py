@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -18,7 +20,10 @@ from torch import Tensor, nn
 
 import spile
 from spile.errors import ModelError
+from spile.models import as_loaded
 from spile.sklearn import ActivationTransformer
+
+PIXELS = spile.ImagePreprocessing(resize=None, crop=None)
 
 
 class AnyWidth(nn.Module):
@@ -118,6 +123,34 @@ def test_equal_rows_of_different_shape_are_told_apart_and_the_cache_is_bounded(i
     assert net.seen == before
     np.testing.assert_array_equal(features.transform(x[:30]), first[:30])
     assert net.seen > before
+
+
+def test_pillow_images_of_equal_bytes_that_look_different_are_told_apart() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 12, 3)).astype(np.uint8)
+    image, turned = Image.fromarray(pixels), Image.fromarray(pixels)
+    turned.getexif()[ExifTags.Base.Orientation] = 3
+    hsv = image.convert("HSV")
+    shown = [image, turned, hsv, Image.fromarray(np.asarray(hsv))]
+    loaded = replace(as_loaded(Counting()), preprocessing=PIXELS)
+
+    features = ActivationTransformer(loaded, "body", pool="flatten").fit(shown)
+
+    found = features.transform(shown)
+    np.testing.assert_allclose(found, clone(features).set_params(cache=False).fit(shown).transform(shown))
+    assert not np.allclose(found[0], found[1]) and not np.allclose(found[2], found[3])
+
+
+def test_one_network_with_two_preprocessings_has_two_caches() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 12, 12, 3)).astype(np.uint8)
+    first = replace(as_loaded(Counting()), preprocessing=PIXELS)
+    second = replace(first, preprocessing=replace(PIXELS, mean=(0.0,) * 3, std=(1.0,) * 3))
+
+    found = [ActivationTransformer(loaded, "body").fit_transform(pixels) for loaded in (first, second)]
+
+    np.testing.assert_array_equal(
+        found[1], ActivationTransformer(second, "body", cache=False).fit_transform(pixels)
+    )
+    assert not np.allclose(*found)
 
 
 def test_clone_keeps_the_network_by_reference(images: Any) -> None:

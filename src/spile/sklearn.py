@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from spile.backend import backend_of
-from spile.data import batches, open_source
+from spile.data import BadSample, batches, open_source, read_image
 from spile.errors import DataError, ModelError
 from spile.interfaces import Tap
 from spile.models import LoadedModel, as_loaded, load_model
@@ -173,8 +173,9 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
 
     def _held(self) -> dict[bytes, Array]:
         """Features by sample content, of the model as it is now: other weights are another cache."""
-        model = self._loaded().model
-        wanted = repr((self.layers, self.pool, self.preprocessing))
+        loaded = self._loaded()
+        model = loaded.model
+        wanted = repr((self.layers, self.pool, self.preprocessing or loaded.preprocessing))
         settings = (wanted, backend_of(model).weights_hash(model))
         caches = _CACHES.setdefault(model, {})
         for stale in [key for key in caches if key[1] != settings[1]]:
@@ -243,7 +244,10 @@ def _from_reference(reference: str) -> LoadedModel:
 def _content(sample: Any) -> bytes | None:
     """A hash of what a sample holds; ``None`` where that cannot be told, so that it is never cached."""
     if isinstance(sample, Image.Image):
-        sample = np.asarray(sample.convert("RGBA") if sample.mode == "P" else sample)
+        try:
+            sample = read_image(sample)
+        except BadSample:  # which the reader names
+            return None
     if isinstance(sample, np.ndarray | np.generic):
         head = f"{sample.dtype}{sample.shape}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(sample).tobytes()).digest()

@@ -52,6 +52,20 @@ def test_groups_are_never_parted() -> None:
         assert len(split.test) and not set(groups[split.train]) & set(groups[split.test])
 
 
+def test_training_rows_of_a_group_with_test_rows_are_left_out() -> None:
+    groups = np.array([str(i // 6) for i in range(24)] + ["alone"] * 4, dtype=object)
+    splits = np.array((["train"] * 4 + ["test"] * 2) * 3 + ["train"] * 10, dtype=object)
+    data = store(["a", "b"] * 14, groups=groups, splits=splits)
+
+    for shots in (None, 3):
+        with pytest.warns(UserWarning, match="12 of 22 training rows are left out.*such as '0'"):
+            split = split_rows(data, shots=shots, seed=0)
+        assert not set(groups[split.train]) & set(groups[split.test])
+        assert set(split.train) <= set(range(18, 28)) and len(split.test) == 6
+    stated = split_rows(data, shots=None, seed=0, groups=groups)
+    assert stated.train.tolist() == list(range(18, 28))
+
+
 def test_rows_of_the_test_split_measure_and_other_splits_are_not_looked_at() -> None:
     splits = np.array(["train"] * 6 + ["val"] * 4 + ["test"] * 4 + [None] * 2, dtype=object)
     data = store(["a", "b"] * 8, splits=splits)
@@ -89,6 +103,12 @@ def test_unlabelled_rows_are_left_out_and_do_not_change_the_type() -> None:
         ([1, 2] * 4, {}, 5, "class 1 has 4 training rows, fewer than shots=5: write shots=4"),
         (["a", "b"] * 4, {"splits": ["test"] * 8}, None, "the splits are 'test'"),
         (["a", "b"] * 4, {"groups": ["g"] * 8}, None, "too few groups"),
+        (
+            ["a", "b"] * 4,
+            {"groups": list("uvwxuvwx"), "splits": ["train"] * 4 + ["test"] * 4},
+            None,
+            "every training row is of a group that has test rows too, such as 'u'",
+        ),
         (["a", "b"] * 2, {}, None, "too few labelled rows"),
         (["a"] * 5 + ["b"] * 5, {"groups": ["u"] * 5 + ["z"] * 5}, None, "leaves a class"),
     ],

@@ -77,6 +77,18 @@ def test_rows_of_the_test_split_measure_and_other_splits_are_not_looked_at() -> 
     assert len(few.train) == 4 and set(few.train) < set(range(6))
 
 
+def test_names_of_splits_are_read_in_any_case() -> None:
+    splits = np.array(["Train"] * 6 + ["validation"] * 4 + ["Test"] * 4, dtype=object)
+    data = store(["a", "b"] * 7, splits=splits)
+
+    split = split_rows(data, shots=None, seed=0)
+
+    assert split.train.tolist() == list(range(6)) and split.test.tolist() == [10, 11, 12, 13]
+    splits[-1] = "held out"
+    with pytest.raises(ProbeError, match="unknown splits 'held out'"):
+        split_rows(data, shots=None, seed=0)
+
+
 def test_without_a_train_split_rows_without_a_split_fit() -> None:
     splits = np.array([None] * 6 + ["val"] * 2, dtype=object)
 

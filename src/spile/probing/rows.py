@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from spile.errors import ProbeError
-from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows
+from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows, split_names
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
 
-_TEST_SPLITS = ("test", "val", "valid", "validation")
+_TEST_SPLITS = ("test", "val")
 _PARTS = 5
 """One part in so many is set aside where the data has no test split."""
 
@@ -120,7 +120,7 @@ def _labelled(store: Labelled) -> Rows:
 
 
 def _first_test_split(labelled: Rows, splits: list[Any]) -> Rows:
-    own = np.asarray(splits, dtype=object)[labelled]
+    own = np.asarray(split_names(splits), dtype=object)[labelled]
     found = (labelled[own == name] for name in _TEST_SPLITS)
     return next((rows for rows in found if len(rows)), np.empty(0, np.intp))
 

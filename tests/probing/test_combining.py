@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
 
 from spile.errors import ProbeError
@@ -254,6 +255,19 @@ def test_banded_is_ridge_and_greedy_takes_any_estimator(halves):
     result = probe(store, combine="greedy", estimator=SVC(), repeats=1, nested=False)
     assert result.points == ("first", "second")
     assert (result.fit().predict(joined([points[p] for p in result.points])) == y).mean() > 0.9
+
+
+def test_another_model_on_banded_layers_takes_those_that_have_weight(halves):
+    store, points, y = halves
+    result = probe(store, combine="banded", repeats=1, nested=False)
+    row = next(row for row in result.table if row.points)
+    assert result.best is row and len(row.points) == 2
+
+    features = joined([points[name] for name in row.points])
+    for estimator in ("svm", RandomForestClassifier(10, random_state=0)):
+        assert (result.fit(estimator=estimator).predict(features) == y).mean() > 0.9
+    np.testing.assert_array_equal(result.fit(row.point).coef, result.fit().coef)
+    assert not np.allclose(result.fit(row.points).coef, result.fit().coef)
 
 
 @pytest.mark.parametrize("stream_rows", [10, 10_000])

@@ -150,7 +150,7 @@ def probe(
             control=plan.control(seed) if control else None,
             _store=store,
             _task=task,
-            _candidate=found[best.point].candidate,
+            _candidates={name: scored.candidate for name, scored in found.items()},
         )
 
 

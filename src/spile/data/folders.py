@@ -13,8 +13,14 @@ from spile.data.source import Record
 from spile.errors import DataError
 
 SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
 }
 """What names of splits mean, in lower case."""
 

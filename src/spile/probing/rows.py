@@ -133,8 +133,8 @@ def _apart(train: Rows, test: Rows, codes: Rows, groups: Any, *, warn: bool) -> 
     example = str(groups[train[torn][0]])
     if torn.all():
         raise ProbeError(
-            f"every training row is of a group that has test rows too, such as {example!r}: no row is left to "
-            "fit on. Give all rows of a group the same split"
+            f"every training row is of a group that has test rows too, such as {example!r}: no row is left "
+            "to fit on. Give all rows of a group the same split"
         )
     if warn:
         warnings.warn(

@@ -22,6 +22,7 @@ from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined
 from spile.probing.logits import Logits
 from spile.probing.ridge import RidgeFit
+from spile.probing.trusting import TREES, TRUSTED, sound_trees
 from spile.taps import tap as make_tap
 
 if TYPE_CHECKING:
@@ -190,8 +191,9 @@ def save(
 def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] = ()) -> Deployed:
     """Load what `transfer` or `train` saved; ``run/`` and ``run/model`` both work. No code in it is run.
 
-    `trusted` names types beyond scikit-learn's own that a saved estimator may hold. Raises `ModelError`
-    where the folder is no saved model, or needs a type that is not trusted.
+    `trusted` names types that a saved estimator may hold beside scikit-learn's public ones and those of
+    spile's named heads, `spile.probing.heads.NAMES`. Raises `ModelError` where the folder is no saved model,
+    or needs a type that is not trusted.
     """
     folder = saved.folder_of(path)
     if folder is None:
@@ -208,7 +210,7 @@ def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] 
 
 
 def untrusted_types(folder: Path) -> list[str]:
-    """The types that a saved head holds and that `load` would have to be told to trust."""
+    """The types that a saved head holds and that skops does not trust by itself."""
     import skops.io
 
     path = folder / _SKOPS
@@ -267,10 +269,17 @@ def _load_head(folder: Path, description: dict[str, Any], trusted: Sequence[str]
 def _load_estimator(folder: Path, trusted: Sequence[str]) -> Any:
     import skops.io
 
-    unknown = [name for name in untrusted_types(folder) if name not in trusted]
+    unknown = [name for name in untrusted_types(folder) if name not in (*TRUSTED, *trusted)]
     if unknown:
         raise ModelError(
             f"{folder / _SKOPS} holds types that are not trusted: {', '.join(unknown)}. If you trust them: "
             f"spile.load({str(folder)!r}, trusted={unknown})"
         )
-    return skops.io.load(folder / _SKOPS, trusted=list(trusted))
+    head = skops.io.load(folder / _SKOPS, trusted=[*TRUSTED, *trusted])
+    if TREES not in trusted and not sound_trees(head):
+        raise ModelError(
+            f"{folder / _SKOPS} holds trees that lead outside of themselves, or split by category, and are "
+            "not trusted: the file may be broken or forged. If you trust it: "
+            f"spile.load({str(folder)!r}, trusted={[TREES]})"
+        )
+    return head

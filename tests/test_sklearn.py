@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor, nn
 
 import spile
-from spile.errors import ModelError
+from spile.errors import DataError, ModelError
 from spile.models import as_loaded
 from spile.sklearn import ActivationTransformer
 
@@ -151,6 +152,36 @@ def test_one_network_with_two_preprocessings_has_two_caches() -> None:
         found[1], ActivationTransformer(second, "body", cache=False).fit_transform(pixels)
     )
     assert not np.allclose(*found)
+
+
+def test_preprocessing_that_is_passed_is_in_effect_when_fitting_too() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 12, 12, 3)).astype(np.uint8)
+    net = Counting()
+
+    found = ActivationTransformer(net, "body", preprocessing=PIXELS).fit_transform(pixels)
+
+    loaded = replace(as_loaded(net), preprocessing=PIXELS)
+    np.testing.assert_array_equal(
+        found, ActivationTransformer(loaded, "body", cache=False).fit_transform(pixels)
+    )
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_paths_in_arrays_series_and_tuples_and_twice(tmp_path: Path, cache: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    files = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for file, pixels in zip(files, np.random.default_rng(0).integers(0, 255, (3, 12, 12, 3)), strict=True):
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+    features = ActivationTransformer(Counting(), "body", preprocessing=PIXELS, cache=cache)
+    expected = features.fit_transform(files)
+
+    column = np.array(files)[:, None]
+    for given in (np.array(files), np.array(files, object), column, tuple(files), pandas.Series(files)):
+        np.testing.assert_allclose(features.fit_transform(given), expected, rtol=1e-5)
+    twice = [files[0], files[0], files[1]]
+    np.testing.assert_allclose(features.fit_transform(twice), expected[[0, 0, 1]], rtol=1e-5)
+    with pytest.raises(DataError, match=r"missing\.png cannot be used: file not found"):
+        features.transform([Path(files[0]), tmp_path / "missing.png"])
 
 
 def test_clone_keeps_the_network_by_reference(images: Any) -> None:

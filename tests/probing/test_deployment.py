@@ -103,3 +103,24 @@ def test_a_sample_that_cannot_be_read_is_named(folder: Path) -> None:
     batches = list(clf.predict_batches([np.zeros(4, np.float32), np.zeros(5, np.float32)]))
     assert [len(labels) for _, labels, _ in batches] == [1]
     assert batches[0][0].skipped[0].id == "1"
+
+
+def test_a_file_that_is_named_twice_is_two_samples(tmp_path: Path) -> None:
+    from PIL import Image
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3)).astype(np.uint8)
+    ready = spile.ImagePreprocessing(resize=None, crop=None)
+    run = spile.transfer(
+        net, (pixels, ["a", "b"] * 6), tmp_path, addresses=["0"], preprocessing=ready, progress=False, cv=2
+    )
+    file = str(tmp_path / "one.png")
+    Image.fromarray(pixels[0]).save(file)
+
+    clf = spile.load(tmp_path)
+    found = clf.predict_proba([file, file])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[:1], run.model.predict_proba(pixels[:1]), rtol=1e-5)
+    ids = [record.id for batch, _, _ in clf.predict_batches([file, file]) for record in batch.records]
+    assert ids == [file, f"{file} (2)"]

@@ -14,13 +14,14 @@ from PIL import Image
 
 from spile import saved
 from spile.backend import backend_of
-from spile.data import Batch, batches, open_source
+from spile.data import Batch, batches
 from spile.errors import DataError, ModelError
 from spile.interfaces import Engine, Tap
 from spile.models import LoadedModel, load_network, rebuildable
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined
 from spile.probing.logits import Logits
+from spile.probing.preparing import open_samples
 from spile.probing.ridge import RidgeFit
 from spile.probing.trusting import TREES, TRUSTED, sound_trees
 from spile.taps import tap as make_tap
@@ -116,7 +117,7 @@ class Deployed:
         origin: LoadedModel | None = self.tap.origin
         engine = self._engine()
         reading = batches(
-            open_source([data] if isinstance(data, Image.Image) else data),
+            open_samples([data] if isinstance(data, Image.Image) else data),
             self.preprocessing,
             batch_size=_BATCH,
             tokenizer=origin.tokenize if origin else None,

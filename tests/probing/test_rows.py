@@ -110,6 +110,7 @@ def test_unlabelled_rows_are_left_out_and_do_not_change_the_type() -> None:
     ("labels", "columns", "shots", "message"),
     [
         ([None] * 4, {}, None, "no labels"),
+        ([0.5, -np.inf] * 4, {}, None, "labels must be finite, and 4 are not, such as -inf"),
         (["a"] * 9 + ["b"], {}, None, "class 'b' has one row only"),
         (["a", "b"] * 4, {}, 1, "shots=1 is too few"),
         ([1, 2] * 4, {}, 5, "class 1 has 4 training rows, fewer than shots=5: write shots=4"),

@@ -135,8 +135,34 @@ class Deployed:
         if not batch.records:
             return np.empty((0, 0), np.float32)
         n = len(batch.records)
-        parts = [np.asarray(values).reshape(n, -1) for values in engine(batch.inputs).values()]
+        try:
+            found = engine(batch.inputs)
+        except Exception as error:
+            if problem := self._misfit(batch):
+                raise DataError(problem) from error
+            raise
+        parts = [np.asarray(values).reshape(n, -1) for values in found.values()]
         return joined(parts, unit_rows=self.unit_rows)
+
+    def _misfit(self, batch: Batch) -> str:
+        """What is wrong with the shape of images that are taken as ready; empty where nothing seems to be."""
+        images, shape = self.preprocessing, getattr(batch.inputs, "shape", None)
+        if batch.kind != "array" or shape is None or not isinstance(images, ImagePreprocessing):
+            return ""
+        last = self.tap.origin is not None and self.tap.origin.channels_last
+        sides = ("height", "width") if images.crop is None else images.crop
+        wanted = (*sides, images.channels) if last else (images.channels, *sides)
+        got = tuple(shape)[1:]
+        if len(got) == 3 and all(isinstance(w, str) or w == g for w, g in zip(wanted, got, strict=True)):
+            return ""
+        return (
+            f"arrays that are not uint8 are taken as ready, and the network cannot take these, (n, "
+            f"{_sides(got)}): give (n, {_sides(wanted)}), or images as uint8 (n, height, width, 3)"
+        )
+
+
+def _sides(shape: Sequence[Any]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def named(tap: Tap) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from spile.errors import ProbeError
 from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows, split_names
+from spile.probing.labels import check_finite
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
@@ -116,6 +117,7 @@ def _labelled(store: Labelled) -> Rows:
             "the data has no labels: put images into one folder a class, or give a manifest with a label "
             "column"
         )
+    check_finite(values)
     return np.asarray(known, dtype=np.intp)
 
 

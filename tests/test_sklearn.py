@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
@@ -17,8 +20,11 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor, nn
 
 import spile
-from spile.errors import ModelError
+from spile.errors import DataError, ModelError
+from spile.models import as_loaded
 from spile.sklearn import ActivationTransformer
+
+PIXELS = spile.ImagePreprocessing(resize=None, crop=None)
 
 
 class AnyWidth(nn.Module):
@@ -118,6 +124,64 @@ def test_equal_rows_of_different_shape_are_told_apart_and_the_cache_is_bounded(i
     assert net.seen == before
     np.testing.assert_array_equal(features.transform(x[:30]), first[:30])
     assert net.seen > before
+
+
+def test_pillow_images_of_equal_bytes_that_look_different_are_told_apart() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 12, 3)).astype(np.uint8)
+    image, turned = Image.fromarray(pixels), Image.fromarray(pixels)
+    turned.getexif()[ExifTags.Base.Orientation] = 3
+    hsv = image.convert("HSV")
+    shown = [image, turned, hsv, Image.fromarray(np.asarray(hsv))]
+    loaded = replace(as_loaded(Counting()), preprocessing=PIXELS)
+
+    features = ActivationTransformer(loaded, "body", pool="flatten").fit(shown)
+
+    found = features.transform(shown)
+    np.testing.assert_allclose(found, clone(features).set_params(cache=False).fit(shown).transform(shown))
+    assert not np.allclose(found[0], found[1]) and not np.allclose(found[2], found[3])
+
+
+def test_one_network_with_two_preprocessings_has_two_caches() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 12, 12, 3)).astype(np.uint8)
+    first = replace(as_loaded(Counting()), preprocessing=PIXELS)
+    second = replace(first, preprocessing=replace(PIXELS, mean=(0.0,) * 3, std=(1.0,) * 3))
+
+    found = [ActivationTransformer(loaded, "body").fit_transform(pixels) for loaded in (first, second)]
+
+    np.testing.assert_array_equal(
+        found[1], ActivationTransformer(second, "body", cache=False).fit_transform(pixels)
+    )
+    assert not np.allclose(*found)
+
+
+def test_preprocessing_that_is_passed_is_in_effect_when_fitting_too() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 12, 12, 3)).astype(np.uint8)
+    net = Counting()
+
+    found = ActivationTransformer(net, "body", preprocessing=PIXELS).fit_transform(pixels)
+
+    loaded = replace(as_loaded(net), preprocessing=PIXELS)
+    np.testing.assert_array_equal(
+        found, ActivationTransformer(loaded, "body", cache=False).fit_transform(pixels)
+    )
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_paths_in_arrays_series_and_tuples_and_twice(tmp_path: Path, cache: bool) -> None:
+    pandas = pytest.importorskip("pandas")
+    files = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for file, pixels in zip(files, np.random.default_rng(0).integers(0, 255, (3, 12, 12, 3)), strict=True):
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+    features = ActivationTransformer(Counting(), "body", preprocessing=PIXELS, cache=cache)
+    expected = features.fit_transform(files)
+
+    column = np.array(files)[:, None]
+    for given in (np.array(files), np.array(files, object), column, tuple(files), pandas.Series(files)):
+        np.testing.assert_allclose(features.fit_transform(given), expected, rtol=1e-5)
+    twice = [files[0], files[0], files[1]]
+    np.testing.assert_allclose(features.fit_transform(twice), expected[[0, 0, 1]], rtol=1e-5)
+    with pytest.raises(DataError, match=r"missing\.png cannot be used: file not found"):
+        features.transform([Path(files[0]), tmp_path / "missing.png"])
 
 
 def test_clone_keeps_the_network_by_reference(images: Any) -> None:

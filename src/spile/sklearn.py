@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,13 +16,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from spile.backend import backend_of
-from spile.data import batches, open_source
+from spile.data import BadSample, batches, read_image
 from spile.errors import DataError, ModelError
 from spile.interfaces import Tap
 from spile.models import LoadedModel, as_loaded, load_model
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined
-from spile.probing.preparing import example_of, few_samples
+from spile.probing.preparing import example_of, few_samples, listed, open_samples
 from spile.taps import tap as make_tap
 
 __all__ = ["ActivationTransformer"]
@@ -47,8 +48,8 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
             cache belongs to the model and is shared by clones; it is not pickled.
 
     `X` is what `spile.extract` reads: an array (n, ...) of samples of any number of axes, images of which
-    uint8 (n, height, width, channels) are preprocessed, or a list of paths, Pillow images or texts. A row
-    alone gives the same features as the row in a batch.
+    uint8 (n, height, width, channels) are preprocessed, or a list, tuple, array or pandas series of paths,
+    Pillow images or texts. A row alone gives the same features as the row in a batch.
 
     Pickling stores the reference of a model that came from one, without its weights; a model object is
     pickled whole.
@@ -77,7 +78,7 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
         """Look up the layers with a few samples of `X`; `y` is not looked at."""
         X = self._checked(X, reset=True)
         loaded = self._loaded()
-        example = example_of(loaded, few_samples(loaded, open_source(X[:2])))
+        example = example_of(loaded, few_samples(loaded, open_samples(X[:2])))
         with make_tap(loaded, self.layers, pool=self.pool, example=example) as tap:
             found = tap(**example) if isinstance(example, Mapping) else tap(example)
             self.points_ = tuple(point.name for point in tap.points)
@@ -158,6 +159,7 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
                     f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required."
                 )
             return X
+        X = listed(X)
         if isinstance(X, list) and X and isinstance(X[0], str | Path | Image.Image):
             return X
         return validate_data(self, X, reset=reset, dtype=np.float32)
@@ -167,14 +169,14 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
             raise ModelError(
                 "ActivationTransformer needs a model: ActivationTransformer('timm:resnet50', 'layer3')"
             )
-        if isinstance(self.model, str):
-            return _from_reference(self.model)
-        return as_loaded(self.model)
+        loaded = _from_reference(self.model) if isinstance(self.model, str) else as_loaded(self.model)
+        return loaded if self.preprocessing is None else replace(loaded, preprocessing=self.preprocessing)
 
     def _held(self) -> dict[bytes, Array]:
         """Features by sample content, of the model as it is now: other weights are another cache."""
-        model = self._loaded().model
-        wanted = repr((self.layers, self.pool, self.preprocessing))
+        loaded = self._loaded()
+        model = loaded.model
+        wanted = repr((self.layers, self.pool, loaded.preprocessing))
         settings = (wanted, backend_of(model).weights_hash(model))
         caches = _CACHES.setdefault(model, {})
         for stale in [key for key in caches if key[1] != settings[1]]:
@@ -185,13 +187,13 @@ class ActivationTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mi
         if not len(X):
             return np.empty((0, sum(self.widths_)), np.float32)
         loaded = self._loaded()
-        preprocessing = self.preprocessing or loaded.preprocessing
+        preprocessing = loaded.preprocessing
         images = preprocessing if isinstance(preprocessing, ImagePreprocessing) else None
         found = []
         tap: Tap
         with make_tap(loaded, self.layers, pool=self.pool) as tap:
             engine = backend_of(tap.model).engine(tap, preprocessing=images, precision="float32")
-            source = open_source(X)
+            source = open_samples(X)
             reading = batches(
                 source,
                 None if source.kind == "array" else preprocessing,
@@ -243,7 +245,10 @@ def _from_reference(reference: str) -> LoadedModel:
 def _content(sample: Any) -> bytes | None:
     """A hash of what a sample holds; ``None`` where that cannot be told, so that it is never cached."""
     if isinstance(sample, Image.Image):
-        sample = np.asarray(sample.convert("RGBA") if sample.mode == "P" else sample)
+        try:
+            sample = read_image(sample)
+        except BadSample:  # which the reader names
+            return None
     if isinstance(sample, np.ndarray | np.generic):
         head = f"{sample.dtype}{sample.shape}".encode()
         return hashlib.sha256(head + np.ascontiguousarray(sample).tobytes()).digest()

@@ -56,6 +56,15 @@ def test_split_folders_become_splits(tmp_path):
     }
 
 
+def test_folders_of_training_and_testing_are_splits_too(tmp_path):
+    put(tmp_path, "training/cat/1.png", "Testing/cat/2.png", "dev/dog/3.png")
+    assert {(label, split) for _, label, split in listing(open_source(tmp_path))} == {
+        ("cat", "train"),
+        ("cat", "test"),
+        ("dog", "val"),
+    }
+
+
 def test_flat_folders_have_no_labels(tmp_path):
     assert listing(open_source(put(tmp_path / "flat", "b.png", "a.png"))) == [
         ("a.png", None, None),

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
 
 from spile.errors import ProbeError
@@ -57,6 +58,21 @@ def test_greedy_stops_where_the_gain_is_within_its_error(make_store, blobs):
     )
     assert result.points == ("a",)
     assert not any(row.points for row in result.table)
+
+
+def test_a_band_that_has_all_the_weight_is_that_layer(make_store):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    points = {"good": rng.normal(size=(120, 20)) + 1.5 * np.eye(20)[y], "noise": rng.normal(size=(120, 30))}
+    store = make_store(points, y)
+
+    result = probe(store, combine="banded", repeats=1, nested=False)
+
+    assert [row.point for row in result.table if row.score is not None] == ["good", "noise"]
+    assert result.points == ("good",) and not result.unit_rows
+    single = probe(store, repeats=1, nested=False)
+    np.testing.assert_array_equal(result.fit().coef, single.fit().coef)
+    assert result.best.fold_scores == single.best.fold_scores
 
 
 @pytest.mark.parametrize("combine", ["greedy", "banded"])
@@ -239,6 +255,19 @@ def test_banded_is_ridge_and_greedy_takes_any_estimator(halves):
     result = probe(store, combine="greedy", estimator=SVC(), repeats=1, nested=False)
     assert result.points == ("first", "second")
     assert (result.fit().predict(joined([points[p] for p in result.points])) == y).mean() > 0.9
+
+
+def test_another_model_on_banded_layers_takes_those_that_have_weight(halves):
+    store, points, y = halves
+    result = probe(store, combine="banded", repeats=1, nested=False)
+    row = next(row for row in result.table if row.points)
+    assert result.best is row and len(row.points) == 2
+
+    features = joined([points[name] for name in row.points])
+    for estimator in ("svm", RandomForestClassifier(10, random_state=0)):
+        assert (result.fit(estimator=estimator).predict(features) == y).mean() > 0.9
+    np.testing.assert_array_equal(result.fit(row.point).coef, result.fit().coef)
+    assert not np.allclose(result.fit(row.points).coef, result.fit().coef)
 
 
 @pytest.mark.parametrize("stream_rows", [10, 10_000])

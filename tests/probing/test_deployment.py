@@ -103,3 +103,42 @@ def test_a_sample_that_cannot_be_read_is_named(folder: Path) -> None:
     batches = list(clf.predict_batches([np.zeros(4, np.float32), np.zeros(5, np.float32)]))
     assert [len(labels) for _, labels, _ in batches] == [1]
     assert batches[0][0].skipped[0].id == "1"
+
+
+def of_images(folder: Path, preprocessing: Any) -> tuple[Any, np.ndarray[Any, Any]]:
+    """A run on images, whose network is exported, and the images (12, 8, 8, 3)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3)).astype(np.uint8)
+    data = pixels, ["a", "b"] * 6
+    options = {"preprocessing": preprocessing, "progress": False, "cv": 2}
+    return spile.transfer(net, data, folder, addresses=["0"], **options), pixels
+
+
+@pytest.mark.parametrize(
+    ("crop", "expected"), [(None, "3, height, width"), ((8, 8), "3, 8, 8")], ids=["any size", "one size"]
+)
+def test_ready_images_of_another_shape_name_the_one_that_is_expected(
+    tmp_path: Path, crop: Any, expected: str
+) -> None:
+    of_images(tmp_path, spile.ImagePreprocessing(resize=None, crop=crop))
+    clf = spile.load(tmp_path)
+
+    with pytest.raises(DataError, match=rf"cannot take these, \(n, 8, 8, 3\): give \(n, {expected}\)"):
+        clf.predict(np.zeros((2, 8, 8, 3), np.float32))
+    assert len(clf.predict(np.zeros((2, 3, 8, 8), np.float32))) == 2
+
+
+def test_a_file_that_is_named_twice_is_two_samples(tmp_path: Path) -> None:
+    from PIL import Image
+
+    run, pixels = of_images(tmp_path, spile.ImagePreprocessing(resize=None, crop=None))
+    file = str(tmp_path / "one.png")
+    Image.fromarray(pixels[0]).save(file)
+
+    clf = spile.load(tmp_path)
+    found = clf.predict_proba([file, file])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[:1], run.model.predict_proba(pixels[:1]), rtol=1e-5)
+    ids = [record.id for batch, _, _ in clf.predict_batches([file, file]) for record in batch.records]
+    assert ids == [file, f"{file} (2)"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from spile.errors import ProbeError
 from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows
 
 
@@ -77,7 +78,13 @@ def test_a_row_without_a_group_is_a_group_of_its_own():
         ([None, "test", None, "val"], [0, 2]),
         ([None, None], [0, 1]),
         (["test", "val"], []),
+        (["Training", "TRAIN", "Testing", "Validation", "dev", "valid"], [0, 1]),
     ],
 )
 def test_only_training_rows_are_chosen_from(splits, rows):
     assert selection_rows(splits).tolist() == rows
+
+
+def test_a_split_of_an_unknown_name_is_not_left_unused():
+    with pytest.raises(ProbeError, match=r"unknown splits 'Trian', 'fold 1'. Allowed: 'train', 'training'"):
+        selection_rows(["Trian", "fold 1", None, "train"])

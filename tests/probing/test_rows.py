@@ -52,6 +52,20 @@ def test_groups_are_never_parted() -> None:
         assert len(split.test) and not set(groups[split.train]) & set(groups[split.test])
 
 
+def test_training_rows_of_a_group_with_test_rows_are_left_out() -> None:
+    groups = np.array([str(i // 6) for i in range(24)] + ["alone"] * 4, dtype=object)
+    splits = np.array((["train"] * 4 + ["test"] * 2) * 3 + ["train"] * 10, dtype=object)
+    data = store(["a", "b"] * 14, groups=groups, splits=splits)
+
+    for shots in (None, 3):
+        with pytest.warns(UserWarning, match="12 of 22 training rows are left out.*such as '0'"):
+            split = split_rows(data, shots=shots, seed=0)
+        assert not set(groups[split.train]) & set(groups[split.test])
+        assert set(split.train) <= set(range(18, 28)) and len(split.test) == 6
+    stated = split_rows(data, shots=None, seed=0, groups=groups)
+    assert stated.train.tolist() == list(range(18, 28))
+
+
 def test_rows_of_the_test_split_measure_and_other_splits_are_not_looked_at() -> None:
     splits = np.array(["train"] * 6 + ["val"] * 4 + ["test"] * 4 + [None] * 2, dtype=object)
     data = store(["a", "b"] * 8, splits=splits)
@@ -61,6 +75,18 @@ def test_rows_of_the_test_split_measure_and_other_splits_are_not_looked_at() -> 
     assert whole.train.tolist() == list(range(6))
     assert whole.test.tolist() == few.test.tolist() == [10, 11, 12, 13]
     assert len(few.train) == 4 and set(few.train) < set(range(6))
+
+
+def test_names_of_splits_are_read_in_any_case() -> None:
+    splits = np.array(["Train"] * 6 + ["validation"] * 4 + ["Test"] * 4, dtype=object)
+    data = store(["a", "b"] * 7, splits=splits)
+
+    split = split_rows(data, shots=None, seed=0)
+
+    assert split.train.tolist() == list(range(6)) and split.test.tolist() == [10, 11, 12, 13]
+    splits[-1] = "held out"
+    with pytest.raises(ProbeError, match="unknown splits 'held out'"):
+        split_rows(data, shots=None, seed=0)
 
 
 def test_without_a_train_split_rows_without_a_split_fit() -> None:
@@ -84,11 +110,18 @@ def test_unlabelled_rows_are_left_out_and_do_not_change_the_type() -> None:
     ("labels", "columns", "shots", "message"),
     [
         ([None] * 4, {}, None, "no labels"),
+        ([0.5, -np.inf] * 4, {}, None, "labels must be finite, and 4 are not, such as -inf"),
         (["a"] * 9 + ["b"], {}, None, "class 'b' has one row only"),
         (["a", "b"] * 4, {}, 1, "shots=1 is too few"),
         ([1, 2] * 4, {}, 5, "class 1 has 4 training rows, fewer than shots=5: write shots=4"),
         (["a", "b"] * 4, {"splits": ["test"] * 8}, None, "the splits are 'test'"),
         (["a", "b"] * 4, {"groups": ["g"] * 8}, None, "too few groups"),
+        (
+            ["a", "b"] * 4,
+            {"groups": list("uvwxuvwx"), "splits": ["train"] * 4 + ["test"] * 4},
+            None,
+            "every training row is of a group that has test rows too, such as 'u'",
+        ),
         (["a", "b"] * 2, {}, None, "too few labelled rows"),
         (["a"] * 5 + ["b"] * 5, {"groups": ["u"] * 5 + ["z"] * 5}, None, "leaves a class"),
     ],

@@ -442,11 +442,26 @@ def test_options_that_cannot_work_say_what_to_type(make_store, layers, options, 
         (["a", "b"] * 30, {"groups": ["one"] * 60}, "too few groups"),
         (["a", 1] * 30, {}, "some labels are text and some are numbers"),
         ([2.5] * 60, {}, "labels that differ"),
+        ([1.5, float("inf")] * 30, {}, "labels must be finite, and 30 are not, such as inf"),
     ],
 )
 def test_labels_that_cannot_work_say_so(make_store, layers, labels, more, message):
     with pytest.raises(ProbeError, match=message):
         probe(make_store(layers[0], labels, **more))
+
+
+def test_tensors_are_labels_and_groups(make_store, layers):
+    import torch
+
+    points, y = layers
+    groups = np.arange(60) // 4
+    expected = probe(make_store(points, None), labels=y, groups=groups, repeats=1, nested=False)
+    for labels in (torch.tensor(y), [torch.tensor(label) for label in y]):
+        found = probe(
+            make_store(points, None), labels=labels, groups=torch.tensor(groups), repeats=1, nested=False
+        )
+        assert found.to_json() == expected.to_json()
+        np.testing.assert_array_equal(found._task.folds, expected._task.folds)
 
 
 def test_stores_without_a_usable_layer_say_so(make_store, layers):

@@ -12,15 +12,25 @@ from spile.data.samples import Samples
 from spile.data.source import Record
 from spile.errors import DataError
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
+"""What names of splits mean, in lower case."""
 
 
 def open_folder(root: Path, *, max_pixels: int) -> Samples:
     """A folder of class folders, at any depth, in the order of their paths; a flat folder has no labels.
 
-    Where all folders with images are called train, val (valid, validation) or test, those are the samples'
-    splits, and the class folders are looked for inside them. The id of a sample is its path under `root`,
-    with a backslash before what is not UTF-8 in it.
+    Where all folders with images have names of `SPLITS` (train, val, test and the like), those are the
+    samples' splits, and the class folders are looked for inside them. The id of a sample is its path under
+    `root`, with a backslash before what is not UTF-8 in it.
     """
     found, others = _image_paths(root)
     if not found:

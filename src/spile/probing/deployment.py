@@ -14,14 +14,16 @@ from PIL import Image
 
 from spile import saved
 from spile.backend import backend_of
-from spile.data import Batch, batches, open_source
+from spile.data import Batch, batches
 from spile.errors import DataError, ModelError
 from spile.interfaces import Engine, Tap
 from spile.models import LoadedModel, load_network, rebuildable
 from spile.preprocessing import ImagePreprocessing, Preprocessing
 from spile.probing.features import joined
 from spile.probing.logits import Logits
+from spile.probing.preparing import open_samples
 from spile.probing.ridge import RidgeFit
+from spile.probing.trusting import TREES, TRUSTED, sound_trees
 from spile.taps import tap as make_tap
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class Deployed:
         origin: LoadedModel | None = self.tap.origin
         engine = self._engine()
         reading = batches(
-            open_source([data] if isinstance(data, Image.Image) else data),
+            open_samples([data] if isinstance(data, Image.Image) else data),
             self.preprocessing,
             batch_size=_BATCH,
             tokenizer=origin.tokenize if origin else None,
@@ -133,8 +135,34 @@ class Deployed:
         if not batch.records:
             return np.empty((0, 0), np.float32)
         n = len(batch.records)
-        parts = [np.asarray(values).reshape(n, -1) for values in engine(batch.inputs).values()]
+        try:
+            found = engine(batch.inputs)
+        except Exception as error:
+            if problem := self._misfit(batch):
+                raise DataError(problem) from error
+            raise
+        parts = [np.asarray(values).reshape(n, -1) for values in found.values()]
         return joined(parts, unit_rows=self.unit_rows)
+
+    def _misfit(self, batch: Batch) -> str:
+        """What is wrong with the shape of images that are taken as ready; empty where nothing seems to be."""
+        images, shape = self.preprocessing, getattr(batch.inputs, "shape", None)
+        if batch.kind != "array" or shape is None or not isinstance(images, ImagePreprocessing):
+            return ""
+        last = self.tap.origin is not None and self.tap.origin.channels_last
+        sides = ("height", "width") if images.crop is None else images.crop
+        wanted = (*sides, images.channels) if last else (images.channels, *sides)
+        got = tuple(shape)[1:]
+        if len(got) == 3 and all(isinstance(w, str) or w == g for w, g in zip(wanted, got, strict=True)):
+            return ""
+        return (
+            f"arrays that are not uint8 are taken as ready, and the network cannot take these, (n, "
+            f"{_sides(got)}): give (n, {_sides(wanted)}), or images as uint8 (n, height, width, 3)"
+        )
+
+
+def _sides(shape: Sequence[Any]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def named(tap: Tap) -> bool:
@@ -190,8 +218,9 @@ def save(
 def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] = ()) -> Deployed:
     """Load what `transfer` or `train` saved; ``run/`` and ``run/model`` both work. No code in it is run.
 
-    `trusted` names types beyond scikit-learn's own that a saved estimator may hold. Raises `ModelError`
-    where the folder is no saved model, or needs a type that is not trusted.
+    `trusted` names types that a saved estimator may hold beside scikit-learn's public ones and those of
+    spile's named heads, `spile.probing.heads.NAMES`. Raises `ModelError` where the folder is no saved model,
+    or needs a type that is not trusted.
     """
     folder = saved.folder_of(path)
     if folder is None:
@@ -208,7 +237,7 @@ def load(path: str | Path, *, device: str | None = None, trusted: Sequence[str] 
 
 
 def untrusted_types(folder: Path) -> list[str]:
-    """The types that a saved head holds and that `load` would have to be told to trust."""
+    """The types that a saved head holds and that skops does not trust by itself."""
     import skops.io
 
     path = folder / _SKOPS
@@ -267,10 +296,17 @@ def _load_head(folder: Path, description: dict[str, Any], trusted: Sequence[str]
 def _load_estimator(folder: Path, trusted: Sequence[str]) -> Any:
     import skops.io
 
-    unknown = [name for name in untrusted_types(folder) if name not in trusted]
+    unknown = [name for name in untrusted_types(folder) if name not in (*TRUSTED, *trusted)]
     if unknown:
         raise ModelError(
             f"{folder / _SKOPS} holds types that are not trusted: {', '.join(unknown)}. If you trust them: "
             f"spile.load({str(folder)!r}, trusted={unknown})"
         )
-    return skops.io.load(folder / _SKOPS, trusted=list(trusted))
+    head = skops.io.load(folder / _SKOPS, trusted=[*TRUSTED, *trusted])
+    if TREES not in trusted and not sound_trees(head):
+        raise ModelError(
+            f"{folder / _SKOPS} holds trees that lead outside of themselves, or split by category, and are "
+            "not trusted: the file may be broken or forged. If you trust it: "
+            f"spile.load({str(folder)!r}, trusted={[TREES]})"
+        )
+    return head

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from spile.data.folders import SPLITS
+from spile.errors import ProbeError
+
 Array = npt.NDArray[Any]
 Index = npt.NDArray[np.intp]
 
@@ -65,12 +68,29 @@ def group_codes(groups: Sequence[str | None]) -> Index | None:
     return None if len(codes) == len(found) else found
 
 
+def split_names(splits: Sequence[str | None]) -> list[str | None]:
+    """``"train"``, ``"val"``, ``"test"`` or ``None`` for every row, as `spile.data.folders.SPLITS` reads it.
+
+    Raises `ProbeError` for a name that is not there, whose rows would not be used by anything.
+    """
+    meant = {name: name if name is None else SPLITS.get(str(name).casefold()) for name in set(splits)}
+    unknown = sorted(repr(str(name)) for name, known in meant.items() if name is not None and known is None)
+    if unknown:
+        raise ProbeError(
+            f"unknown splits {', '.join(unknown)}. Allowed: {', '.join(map(repr, SPLITS))}, in any case, or "
+            "none. Rename them in the split column or by spile.data.open_source(data, splits=[...]), or "
+            "type: spile.probe(store, rows=[...])"
+        )
+    return [meant[name] for name in splits]
+
+
 def selection_rows(splits: Sequence[str | None]) -> Index:
     """The rows that choosing may look at: those of the split ``"train"``, or, where there is none, those
     without a split.
 
-    Rows of any other split (``"test"``, ``"val"``, …) are never among them.
+    Rows of the splits ``"test"`` and ``"val"`` are never among them. Names are those of `split_names`.
     """
-    chosen = [i for i, split in enumerate(splits) if split == "train"]
-    chosen = chosen or [i for i, split in enumerate(splits) if split is None]
+    names = split_names(splits)
+    chosen = [i for i, split in enumerate(names) if split == "train"]
+    chosen = chosen or [i for i, split in enumerate(names) if split is None]
     return np.array(chosen, dtype=np.intp)

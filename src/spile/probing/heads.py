@@ -120,7 +120,9 @@ def _build(name: str, kind: Kind, width: int) -> tuple[Any, dict[str, Any]]:
     if name == "logistic":
         return linear_model.LogisticRegression(max_iter=1000), linear
     if name == "knn":
-        return (neighbors.KNeighborsRegressor() if numbers else neighbors.KNeighborsClassifier()), near
+        # Without a search tree, whose indices a saved file could forge.
+        made = neighbors.KNeighborsRegressor() if numbers else neighbors.KNeighborsClassifier()
+        return made.set_params(algorithm="brute"), near
     if name == "lda":
         return discriminant_analysis.LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), {}
     boosting = ensemble.HistGradientBoostingRegressor if numbers else ensemble.HistGradientBoostingClassifier

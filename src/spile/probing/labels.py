@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from spile.data.samples import to_numpy
 from spile.errors import ProbeError
 from spile.probing.folds import Index, selection_rows
 from spile.probing.metrics import Kind, Metric
@@ -52,8 +53,18 @@ def labelled_rows(
 
 
 def values_of(column: Sequence[Any] | Array | None, n: int) -> list[Any]:
-    """The values as a list; ``None`` n times where there is no column."""
-    return [None] * n if column is None else list(column)
+    """The values as a list; ``None`` n times where there is no column.
+
+    Tensors, the column itself or its values, become what NumPy has for them: they hash by identity.
+    """
+    if column is None:
+        return [None] * n
+    held = to_numpy(column) if _is_tensor(column) else column
+    return [to_numpy(value)[()] if _is_tensor(value) else value for value in held]
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach") or hasattr(value, "numpy")
 
 
 def _positions(rows: Sequence[int] | Array, n: int) -> Index:
@@ -131,8 +142,19 @@ def encode(labels: list[Any], kind: Kind) -> tuple[Array, Array | None]:
     return y.astype(np.intp), classes
 
 
+def check_finite(labels: Iterable[Any]) -> None:
+    """Raise `ProbeError` where a label is infinite; NaN is no label."""
+    odd = [label for label in labels if isinstance(label, float | np.floating) and np.isinf(label)]
+    if odd:
+        raise ProbeError(
+            f"labels must be finite, and {len(odd):,} are not, such as {float(odd[0])}. Correct them, or "
+            "leave these rows unlabelled, by None or NaN"
+        )
+
+
 def _numbers(labels: list[Any]) -> Array:
     numbers = np.asarray(labels, dtype=np.float64)
+    check_finite(labels)
     low, high = numbers.min(), numbers.max()
     if len(numbers) < 4 or low == high:
         raise ProbeError(

@@ -88,8 +88,8 @@ def held_out_scores(
         if texts is not None:
             scores[index][POINT] = _tfidf_score(result, texts, store, splits[index])
         for row in (row for row in result.table if row.points):
-            fit = result.fit() if row is result.best else result.fit(row.points)
-            for score in _measure(store, results, splits, row.points, {index: fit}).values():
+            fits = {index: result.fit(row.point)}
+            for score in _measure(store, results, splits, row.points, fits).values():
                 scores[index][row.point] = score
         models[index] = scores[index].get(result.best.point)
         if head is not None:

@@ -62,7 +62,7 @@ def compare_precisions(
     part = select(source, np.asarray(store.positions)[task.rows].tolist())
     with closing(tap()) as again:
         exact = extract(again, part, preprocessing=preprocessing, progress=False)
-    candidate = result._candidate
+    candidate = result._candidates[result.best.point]
     here = evaluate(Features(store, task), candidate, task)
     alike = replace(task, rows=np.arange(len(task.rows)))
     there = evaluate(Features(exact, alike), candidate, alike)

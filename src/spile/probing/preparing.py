@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from spile import structure
 from spile.backend import backend_of
 from spile.data import Batch, Source, Stream, batches, open_source
+from spile.data.folders import has_image_suffix
 from spile.errors import DataError, StoreError
 from spile.interfaces import Tap
 from spile.models import LoadedModel
@@ -37,6 +41,33 @@ def open_data(data: Any) -> Source | Stream:
     if isinstance(source, Source):
         check_labels(record.label for record in source.records)
     return source
+
+
+def open_samples(data: Any) -> Source | Stream:
+    """As `open_source`; a file that is named twice is two samples, the second with the id ``file (2)``."""
+    given = listed(data)
+    if isinstance(given, list) and all(
+        isinstance(one, str | Path) and has_image_suffix(one) for one in given
+    ):
+        names = [Path(one).as_posix() for one in given]
+        counts: Counter[str] = Counter()
+        for at, name in enumerate(names):
+            counts[name] += 1
+            names[at] = name if counts[name] == 1 else f"{name} ({counts[name]})"
+        if len(counts) < len(names):
+            return open_source(given, ids=names)
+    return open_source(data)
+
+
+def listed(data: Any) -> Any:
+    """Paths, texts and images in an array, a pandas series or a tuple as a list; all else as it is."""
+    values = data
+    if getattr(getattr(data, "dtype", None), "kind", None) in ("O", "T", "U"):
+        values = data.squeeze(1).tolist() if data.ndim == 2 and data.shape[1] == 1 else data.tolist()
+    elif isinstance(data, tuple):
+        values = list(data)
+    plain = isinstance(values, list) and all(isinstance(one, str | Path | Image.Image) for one in values)
+    return values if plain else data
 
 
 def few_samples(loaded: LoadedModel, source: Source | Stream) -> Batch:

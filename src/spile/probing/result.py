@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,8 @@ class ProbeResult:
     control: Control | None
     _store: FeatureStore = field(repr=False)
     _task: Task = field(repr=False)
-    _candidate: Candidate = field(repr=False)
+    _candidates: Mapping[str, Candidate] = field(repr=False)
+    """What was scored, by the name of its row."""
 
     @property
     def n_rows(self) -> int:
@@ -149,24 +150,30 @@ class ProbeResult:
         """Fit a point, or several combined, on all rows used: a `RidgeFit` or a scikit-learn pipeline.
 
         Args:
-            point: By default the best.
+            point: A row of the table, fitted as it was scored, or several points side by side; by default the
+                best. A fit of combined points takes the features of the row's ``points``.
             estimator: By default the one that was searched with; a name of `spile.probing.heads.NAMES` or a
                 scikit-learn estimator. Features are read from the store again, nothing is extracted.
             calibrate: Make `predict_proba` honest: ridge gets a temperature from its exact leave-one-out
                 values, others Platt's sigmoid from held-out parts of the rows.
         """
-        check_name(estimator or "ridge", self._task.kind)
-        candidate = self._candidate_of(point)
+        estimator = self._task.estimator if estimator is None else estimator
+        check_name(estimator, self._task.kind)
+        candidate, points = self._candidate_of(self.best.point if point is None else point)
+        if estimator != "ridge":  # which alone has a penalty for each layer
+            candidate = Candidate(points)
         features = Features(self._store, self._task)
         fitted = fit_all(features, candidate, self._task, estimator=estimator, calibrate=calibrate)
-        if candidate.banded and isinstance(fitted, RidgeFit):
-            return _restricted(fitted, candidate.points, self.points, self._store)
-        return fitted
+        return _restricted(fitted, candidate.points, points, self._store) if candidate.banded else fitted
 
-    def _candidate_of(self, point: str | Sequence[str] | None) -> Candidate:
-        if point is None:
-            return self._candidate if self._candidate.banded else Candidate(self.points)
-        return Candidate((point,) if isinstance(point, str) else tuple(point))
+    def _candidate_of(self, point: str | Sequence[str]) -> tuple[Candidate, tuple[str, ...]]:
+        """What is fitted, and the points that its fit has weights for."""
+        if isinstance(point, str):
+            combined = {row.point: row.points for row in self.table if row.points}
+            if point in combined:
+                return self._candidates[point], combined[point]
+            point = (point,)
+        return Candidate(tuple(point)), tuple(point)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict: the table, the choice, the nested estimate and the out-of-fold predictions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from spile.errors import ProbeError
-from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows
+from spile.probing.folds import assign_folds, group_codes, possible_folds, selection_rows, split_names
+from spile.probing.labels import check_finite
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
 
-_TEST_SPLITS = ("test", "val", "valid", "validation")
+_TEST_SPLITS = ("test", "val")
 _PARTS = 5
 """One part in so many is set aside where the data has no test split."""
 
@@ -54,8 +56,9 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int, groups: Any = N
 
     With `shots`, that many rows of every class are drawn for training; where the data has no test split, the
     others test, less those of a drawn row's group. `groups`, one a row, take the place of the
-    store's, and training rows of a group that has test rows are left out. Where a row has several labels
-    nothing is stratified. Raises `ProbeError` where there are no labels or a class has too few rows.
+    store's. Training rows of a group that has test rows are left out; a warning says so where both are as the
+    data has them. Where a row has several labels nothing is stratified. Raises `ProbeError` where there are
+    no labels or a class has too few rows.
     """
     labelled = _labelled(store)
     named = store.groups if groups is None else groups
@@ -69,8 +72,8 @@ def split_rows(store: Labelled, *, shots: int | None, seed: int, groups: Any = N
             "needed"
         )
     test = _first_test_split(labelled, splits)
-    if groups is not None and codes is not None:
-        train = train[~np.isin(codes[train], codes[test])]
+    if codes is not None:
+        train = _apart(train, test, codes, named, warn=groups is None)
     if shots is not None:
         if _several(np.asarray(store.labels)[train]):
             raise ProbeError(
@@ -114,13 +117,35 @@ def _labelled(store: Labelled) -> Rows:
             "the data has no labels: put images into one folder a class, or give a manifest with a label "
             "column"
         )
+    check_finite(values)
     return np.asarray(known, dtype=np.intp)
 
 
 def _first_test_split(labelled: Rows, splits: list[Any]) -> Rows:
-    own = np.asarray(splits, dtype=object)[labelled]
+    own = np.asarray(split_names(splits), dtype=object)[labelled]
     found = (labelled[own == name] for name in _TEST_SPLITS)
     return next((rows for rows in found if len(rows)), np.empty(0, np.intp))
+
+
+def _apart(train: Rows, test: Rows, codes: Rows, groups: Any, *, warn: bool) -> Rows:
+    """The training rows whose group has no test row."""
+    torn = np.isin(codes[train], codes[test])
+    if not torn.any():
+        return train
+    example = str(groups[train[torn][0]])
+    if torn.all():
+        raise ProbeError(
+            f"every training row is of a group that has test rows too, such as {example!r}: no row is left "
+            "to fit on. Give all rows of a group the same split"
+        )
+    if warn:
+        warnings.warn(
+            f"{torn.sum():,} of {len(train):,} training rows are left out, for their groups have test rows "
+            f"too, such as {example!r}: a group is not parted between training and testing. Give all rows of "
+            "a group the same split",
+            stacklevel=4,
+        )
+    return train[~torn]
 
 
 def draw(labels: Array, rows: Rows, shots: int, seed: int) -> Rows:

@@ -150,7 +150,7 @@ def probe(
             control=plan.control(seed) if control else None,
             _store=store,
             _task=task,
-            _candidate=found[best.point].candidate,
+            _candidates={name: scored.candidate for name, scored in found.items()},
         )
 
 
@@ -190,7 +190,7 @@ class _Plan:
         table = [row for row in self._rows.values() if row.note]
         for one in scored:
             row = self._row(one, task)
-            if row.points and (row.point in found or (one.candidate.banded and row.excluded)):
+            if row.point in found or (one.candidate.banded and row.excluded):
                 continue  # all weight on one layer: that is the single point, scored already
             found[row.point] = one
             table.append(row)

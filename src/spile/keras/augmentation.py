@@ -5,6 +5,7 @@ Operations run on Keras' backend; between them pixels are NumPy arrays, as a dat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ from spile.errors import AugmentationError
 from spile.keras.trees import is_tensor
 
 _SEEDS = 2**30
+
+_one_at_a_time = threading.RLock()
 
 
 class KerasCanvas:
@@ -194,22 +197,26 @@ class KerasCanvas:
 
 @contextmanager
 def seeded(layer: Any, key: int) -> Iterator[None]:
-    """A layer whose random numbers are made of `key`, and whose own state is untouched afterwards."""
-    generators = [
-        value
-        for each in (layer._flatten_layers() if isinstance(layer, keras.Layer) else ())
-        for value in vars(each).values()
-        if isinstance(value, keras.random.SeedGenerator)
-    ]
-    before = [ops.convert_to_numpy(generator.state.value) for generator in generators]
-    try:
-        for number, generator in enumerate(generators):
-            words = [(key + 7919 * number) % _SEEDS, (key >> 31) % _SEEDS]
-            generator.state.assign(np.asarray(words, before[number].dtype))
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.state.assign(state)
+    """A layer whose random numbers are made of `key`, and whose own state is untouched afterwards.
+
+    Threads share the layer and its state, so they wait for each other.
+    """
+    with _one_at_a_time:
+        generators = [
+            value
+            for each in (layer._flatten_layers() if isinstance(layer, keras.Layer) else ())
+            for value in vars(each).values()
+            if isinstance(value, keras.random.SeedGenerator)
+        ]
+        before = [ops.convert_to_numpy(generator.state.value) for generator in generators]
+        try:
+            for number, generator in enumerate(generators):
+                words = [(key + 7919 * number) % _SEEDS, (key >> 31) % _SEEDS]
+                generator.state.assign(np.asarray(words, before[number].dtype))
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.state.assign(state)
 
 
 def _transformed(layer: Any, image: Array, planes: Array, boxes: Any) -> tuple[Array, Array, Any]:

@@ -334,6 +334,22 @@ def test_photometric_functions() -> None:
     assert not found[:, :16, :16].any()
 
 
+def test_a_function_in_place_changes_its_band_alone() -> None:
+    def darkened(pixels: np.ndarray) -> np.ndarray:
+        pixels[:] = 0
+        return pixels
+
+    images = pictures().clip(1)
+    given = images.copy()
+    inside = augmenter(Inside(Photometric(darkened), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(images, given)
+    np.testing.assert_array_equal(inside[:, 16:], given[:, 16:])
+    assert not inside[:, :16, :16].any()
+    kept = augmenter(KeepSalient(Photometric(darkened), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(images, given)
+    np.testing.assert_array_equal(kept[:, :16, :16], given[:, :16, :16])
+
+
 # ------------------------------------------------------------------------------------------- at a layer
 
 

@@ -213,6 +213,32 @@ def test_an_operation_that_changes_the_size_is_refused() -> None:
         changed(Inside(Photometric(lambda x: x[:, :4]), QUARTER), pictures(1))
 
 
+def darkened(pixels: Tensor) -> Tensor:
+    return pixels.mul_(0)
+
+
+@pytest.mark.parametrize(
+    "operation", [Photometric(darkened), v2.RandomErasing(1.0, (0.5, 0.5), (1, 1), inplace=True)]
+)
+def test_an_operation_in_place_changes_its_band_alone(operation: Any) -> None:
+    images = pictures(dtype=torch.uint8).clamp(min=1)
+    given = images.clone()
+    inside = changed(Inside(operation, QUARTER, soft=False), images)
+    assert torch.equal(images, given)
+    assert torch.equal(inside[:, :, 16:], given[:, :, 16:])
+    assert not inside[:, :, :16, :16].all()
+    kept = changed(KeepSalient(operation, QUARTER, soft=False), images)
+    assert torch.equal(images, given)
+    assert torch.equal(kept[:, :, :16, :16], given[:, :, :16, :16])
+
+
+@pytest.mark.parametrize("policy", [Inside, KeepSalient])
+def test_a_step_that_changes_the_type_is_refused(policy: Any) -> None:
+    for operation in (v2.ToDtype(torch.float32, scale=True), Photometric(lambda pixels: pixels / 255)):
+        with pytest.raises(AugmentationError, match=r"made torch\.float32 of an image of torch\.uint8"):
+            changed(policy(operation, QUARTER), pictures(dtype=torch.uint8))
+
+
 # -------------------------------------------------------------------------------------- other policies
 
 

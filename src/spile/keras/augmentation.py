@@ -82,7 +82,7 @@ class KerasCanvas:
     def operate(self, operation: Any, image: Any, masks: Any, targets: Any, key: int) -> Operated:
         """One operation on one sample."""
         if isinstance(operation, Photometric):
-            return Operated(np.asarray(self.array(operation.function(image))), masks, targets, False)
+            return Operated(self._by_function(operation, image), masks, targets, False)
         if not hasattr(operation, "transform_segmentation_masks"):
             raise AugmentationError(
                 f"{_name(operation)} is no image preprocessing layer of Keras, so it is not known whether it "
@@ -114,10 +114,13 @@ class KerasCanvas:
     def repainted(self, operation: Any, image: Any, key: int) -> Any:
         """One operation on the pixels alone."""
         if isinstance(operation, Photometric):
-            return np.asarray(self.array(operation.function(image)))
+            return self._by_function(operation, image)
         with seeded(operation, key):
             done = operation(image[None].astype(np.float32), training=True)
         return self.array(done)[0]
+
+    def _by_function(self, operation: Photometric, image: Array) -> Array:
+        return self.array(operation.function(image.copy()))  # which it may change in place
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""

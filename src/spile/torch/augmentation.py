@@ -82,33 +82,24 @@ class TorchCanvas:
         """One operation on one sample."""
         if isinstance(operation, Photometric):
             with seeded(key, image.device):
-                return Operated(operation.function(image), masks, targets, False)
+                pixels = operation.function(image.clone())  # which it may change in place
+            return Operated(_of_same_type(pixels, image, operation), masks, targets, False)
         height, width = image.shape[-2:]
         # Two planes that are different everywhere show whether pixels were moved.
         rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
         columns = torch.arange(width, dtype=torch.float32)[None].expand(height, width)
         planes = torch.cat([torch.stack([rows, columns]), torch.as_tensor(masks)]).to(image.device)
         with seeded(key, image.device):
-            pixels, after, moved = _changed(operation, image, planes, targets, key)
+            pixels, after, moved = _changed(operation, image.clone(), planes, targets, key)
+        pixels = _of_same_type(pixels, image, operation)
         if after.shape == planes.shape and torch.equal(after[:2], planes[:2]):
             return Operated(pixels, masks, targets, False)
         return Operated(pixels, after[2:].cpu().numpy(), moved, True)
 
     def repainted(self, operation: Any, image: Any, key: int) -> Any:
         """One operation on the pixels alone."""
-        function = operation.function if isinstance(operation, Photometric) else operation
         with seeded(key, image.device):
-            match _library(operation):
-                case "kornia":
-                    from spile.torch import on_kornia
-
-                    return on_kornia.repainted(operation, image)
-                case "albumentations":
-                    from spile.torch import on_albumentations
-
-                    return on_albumentations.repainted(operation, image, key)
-            done = function(tv_tensors.Image(image) if isinstance(function, v2.Transform) else image)
-        return done.as_subclass(Tensor) if isinstance(done, tv_tensors.TVTensor) else done
+            return _of_same_type(_repainted(operation, image.clone(), key), image, operation)
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""
@@ -183,6 +174,31 @@ def _library(operation: Any) -> str:
     """Whose an operation is; the libraries are imported only where one of theirs comes."""
     roots = {base.__module__.partition(".")[0] for base in type(operation).__mro__}
     return next((name for name in ("kornia", "albumentations") if name in roots), "torchvision")
+
+
+def _repainted(operation: Any, image: Tensor, key: int) -> Any:
+    function = operation.function if isinstance(operation, Photometric) else operation
+    match _library(operation):
+        case "kornia":
+            from spile.torch import on_kornia
+
+            return on_kornia.repainted(operation, image)
+        case "albumentations":
+            from spile.torch import on_albumentations
+
+            return on_albumentations.repainted(operation, image, key)
+    return function(tv_tensors.Image(image) if isinstance(function, v2.Transform) else image)
+
+
+def _of_same_type(made: Any, image: Tensor, operation: Any) -> Tensor:
+    """What an operation made, as a plain tensor. Raises `AugmentationError` where its numbers mean others."""
+    if made.dtype != image.dtype:
+        raise AugmentationError(
+            f"{_name(operation)} made {made.dtype} of an image of {image.dtype}, and a band is part of one "
+            "image: convert the whole batch before, images.float() / 255, or leave it out"
+        )
+    plain: Tensor = made.as_subclass(Tensor)
+    return plain
 
 
 def _changed(

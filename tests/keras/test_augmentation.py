@@ -285,6 +285,16 @@ def test_labels_count_by_the_exact_share_of_pixels(policy: Any) -> None:
     np.testing.assert_allclose(result.labels, counted, atol=1e-6)
 
 
+def test_a_column_of_labels_is_mixed_as_they_are() -> None:
+    mix = augmenter(MapCutMix(), classes=4)
+    plain, column = (
+        mix(pictures(), labels, ids=IDS).labels for labels in (np.arange(4), np.arange(4)[:, None])
+    )
+    np.testing.assert_array_equal(column, plain)
+    images, labels, _ = mix(pictures()[:0], np.zeros(0, int), ids=[])
+    assert (images.shape, labels.shape) == ((0, SIDE, SIDE, 3), (0, 4))
+
+
 # ----------------------------------------------------------------------------------------- randomness
 
 

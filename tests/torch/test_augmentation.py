@@ -324,9 +324,24 @@ def test_labels_may_be_weights_already() -> None:
     torch.testing.assert_close(result.labels.sum(1), torch.ones(2))
 
 
+def test_a_column_of_labels_is_mixed_as_they_are() -> None:
+    mix = augmenter(MapCutMix(), classes=4)
+    plain = mix(pictures(), torch.arange(4), ids=IDS)
+    assert torch.equal(mix(pictures(), torch.arange(4)[:, None], ids=IDS).labels, plain.labels)
+
+
+def test_a_batch_of_none_is_mixed_to_none() -> None:
+    images, labels, _ = augmenter(MapCutMix(), classes=3)(
+        pictures()[:0], torch.zeros(0, dtype=torch.int64), ids=[]
+    )
+    assert images.shape == (0, 3, SIDE, SIDE)
+    assert labels.shape == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("labels", "classes", "words"),
     [
+        (torch.eye(4), 5, r"labels are \[4, 4\] of float32: pass .*, or \(samples, 5\) weights"),
         (None, 4, "MapCutMix mixes labels: pass 4 of them"),
         (torch.arange(4), None, "how many classes there are: write classes=10"),
         (torch.arange(4), 3, r"labels lie in 0..3, and classes=3 allows 0..2"),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from spile.augmentation.canvas import Canvas
 from spile.augmentation.geometry import Frame
+from spile.augmentation.labels import class_numbers, class_weights
 from spile.augmentation.maps import Maps, Which, checked_which, chosen_maps
 from spile.augmentation.mixes import Mix
 from spile.augmentation.policies import Changed, Policy
@@ -112,7 +113,7 @@ class Augmenter:
         Args:
             images: (n, channels, height, width) in PyTorch, (n, height, width, channels) in Keras; uint8, or
                 floats as the guide was told.
-            labels: (n,) class numbers, or (n, classes) weights; a mix needs them.
+            labels: (n,) or (n, 1) class numbers, or (n, classes) weights; a mix needs them.
             ids: (n,) what names each sample, the same in every epoch: all random numbers are made of it.
             epoch: from 0; by default that of `set_epoch`.
             targets: of each sample a dict of boxes, masks and keypoints that move along.
@@ -206,13 +207,15 @@ class Augmenter:
                     "its source; spile.augmentation.Frame.whole((height, width)) where it was not"
                 )
             return self.source.maps(ids, frames)
-        classes = None if labels is None else self.canvas.array(labels)
+        classes = None if labels is None else class_numbers(self.canvas.array(labels))
         return self.source(images, classes if classes is not None and classes.ndim == 1 else None)
 
     def _mixed(
         self, policy: Mix, samples: list[Sample], chosen: list[bool], images: Any, labels: Any
     ) -> tuple[Augmented, list[bool]]:
         weights = self._weights(labels, len(samples))
+        if not samples:
+            return Augmented(images, self.canvas.beside(weights.astype(np.float32), images), None), []
         partners = samples[0].draw.partners([sample.id for sample in samples], "partner")
         mixed, counted = [], []
         for position, (sample, partner, take) in enumerate(zip(samples, partners, chosen, strict=True)):
@@ -235,17 +238,9 @@ class Augmenter:
         found = None if labels is None else self.canvas.array(labels)
         if found is None or len(found) != count:
             raise AugmentationError(f"{name} mixes labels: pass {count} of them, one a sample")
-        if found.ndim == 2:
-            return found.astype(np.float64)
-        if self.classes is None:
-            raise AugmentationError(
-                f"{name} needs to know how many classes there are: write classes=10 (of spile.augment), or "
-                "pass labels as (samples, classes) weights"
-            )
-        if found.min() < 0 or found.max() >= self.classes:
-            raise AugmentationError(
-                f"labels lie in {found.min()}..{found.max()}, and classes={self.classes} allows "
-                f"0..{self.classes - 1}"
-            )
-        hot: Array = np.eye(self.classes)[found.astype(int)]
-        return hot
+        return class_weights(
+            found,
+            self.classes,
+            missing=f"{name} needs to know how many classes there are: write classes=10 (of spile.augment), "
+            "or pass labels as (samples, classes) weights",
+        )

@@ -363,57 +363,101 @@ def test_a_function_in_place_changes_its_band_alone() -> None:
 # ------------------------------------------------------------------------------------------- at a layer
 
 
-def test_mixing_at_a_layer_is_that_of_pytorch(model: keras.Model) -> None:
+@pytest.fixture
+def still() -> keras.Model:
+    """The same in training as in evaluation."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="early")(inputs)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="late")(x)
+    return keras.Model(inputs, layers.Dense(5, name="scores")(layers.GlobalAveragePooling2D()(x)))
+
+
+def test_mixing_at_a_layer_is_that_of_pytorch(still: keras.Model) -> None:
     """What is drawn is NumPy's, so both frameworks mix alike; labels are exact."""
     from spile.augmentation import ManifoldMixup
     from spile.augmentation.features import plan
     from spile.augmentation.randomness import Draw
 
     images = pictures().astype(np.float32) / 255
-    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
-    expected = ops.convert_to_numpy(model(images, training=False))
-    layer = spile.at_layer(model, "early", ManifoldMixup(), classes=5, seed=3)
-    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+    early = ops.convert_to_numpy(spile.tap(still, "early", pool=None)(images)["early"])
+    expected = ops.convert_to_numpy(still(images, training=False))
+    layer = spile.at_layer(still, "early", ManifoldMixup(), classes=5, seed=3)
+    np.testing.assert_array_equal(ops.convert_to_numpy(still(images, training=False)), expected)
     labels = layer.step(np.arange(4), ids=IDS, epoch=1)
-    found = ops.convert_to_numpy(model(images, training=False))
+    found = ops.convert_to_numpy(still(images, training=True))
     drawn = plan(ManifoldMixup(), IDS, Draw(3, 1))
     own = drawn.own.reshape(-1, 1, 1, 1)
     mixed = own * early + (1 - own) * early[drawn.partners]
-    rest = keras.Model(model.get_layer("early").output, model.output)
+    rest = keras.Model(still.get_layer("early").output, still.output)
     layer.close()
     np.testing.assert_allclose(found, ops.convert_to_numpy(rest(mixed.astype(np.float32))), atol=1e-4)
     hot = np.eye(5)[:4]
     np.testing.assert_allclose(
         labels, drawn.own[:, None] * hot + (1 - drawn.own[:, None]) * hot[drawn.partners], atol=1e-6
     )
-    assert "call" not in vars(model.get_layer("early"))
-    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+    assert not any("call" in vars(each) for each in (still, still.get_layer("early")))
+    np.testing.assert_array_equal(ops.convert_to_numpy(still(images, training=False)), expected)
 
 
-def test_a_compiled_step_is_noticed(model: keras.Model) -> None:
+def test_evaluation_is_not_changed_and_a_training_pass_without_step_raises(still: keras.Model) -> None:
+    from spile.augmentation import ManifoldMixup
+    from spile.errors import CaptureError
+
+    images = pictures().astype(np.float32) / 255
+    plain = ops.convert_to_numpy(still(images, training=False))
+    with spile.at_layer(still, "early", ManifoldMixup(), classes=5) as layer:
+        with pytest.raises(CaptureError, match=r"call step.*before every training batch"):
+            still(images, training=True)
+        layer.step(np.arange(4), ids=IDS, epoch=0)
+        for given in ({}, {"training": False}):
+            np.testing.assert_array_equal(ops.convert_to_numpy(still(images, **given)), plain)
+        assert np.abs(ops.convert_to_numpy(still(images, training=True)) - plain).max() > 0
+
+
+def test_a_model_that_is_not_told_whether_it_trains() -> None:
+    from spile.augmentation import ManifoldMixup
+
+    class Plain(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early = layers.Dense(3, name="early")
+
+        def call(self, x: Any) -> Any:
+            return self.early(x)
+
+    rows, model = np.random.default_rng(0).random((4, 6), np.float32), Plain()
+    plain = ops.convert_to_numpy(model(rows))
+    with spile.at_layer(model, "early", ManifoldMixup(), example=rows, classes=5) as layer:
+        np.testing.assert_array_equal(ops.convert_to_numpy(model(rows)), plain)
+        layer.step(np.arange(4), ids=IDS, epoch=0)
+        assert np.abs(ops.convert_to_numpy(model(rows)) - plain).max() > 0
+
+
+def test_a_compiled_step_is_noticed(still: keras.Model) -> None:
     from spile.augmentation import FeatureNoise
     from spile.errors import CaptureError
 
-    with spile.at_layer(model, "early", FeatureNoise(), classes=5) as layer:
+    with spile.at_layer(still, "early", FeatureNoise(), classes=5) as layer:
         layer.step(np.arange(4), ids=IDS, epoch=0)
-        with pytest.raises(CaptureError, match="did not run since the last step"):
+        with pytest.raises(CaptureError, match="did not run in training since the last step"):
             layer.step(np.arange(4), ids=IDS, epoch=0)
 
 
-def test_isda_is_that_of_the_paper(model: keras.Model) -> None:
+def test_isda_is_that_of_the_paper(still: keras.Model) -> None:
     """The bound by brute force (equation 6), for both covariances; noise of the class at every place."""
     from spile.augmentation import ISDA, SemanticNoise
 
     images, labels = pictures(6).astype(np.float32) / 255, np.arange(6) % 3
-    pooled = next(each for each in model.layers if isinstance(each, layers.GlobalAveragePooling2D))
-    kernel = ops.convert_to_numpy(model.get_layer("scores").kernel)
-    features = ops.convert_to_numpy(spile.tap(model, pooled.name, pool=None)(images)[pooled.name])
+    pooled = next(each for each in still.layers if isinstance(each, layers.GlobalAveragePooling2D))
+    kernel = ops.convert_to_numpy(still.get_layer("scores").kernel)
+    features = ops.convert_to_numpy(spile.tap(still, pooled.name, pool=None)(images)[pooled.name])
     ids = [f"s{i}" for i in range(6)]
     for covariance in ("diagonal", "full"):
-        with spile.at_layer(model, pooled.name, ISDA(0.8, covariance), classes=5) as layer:
+        with spile.at_layer(still, pooled.name, ISDA(0.8, covariance), classes=5) as layer:
             layer.step(labels, ids=ids, epoch=0, progress=0.5)
-            logits = model(images, training=False)
-            bound = ops.convert_to_numpy(layer.bound(logits, model.get_layer("scores").kernel))
+            logits = still(images, training=True)
+            bound = ops.convert_to_numpy(layer.bound(logits, still.get_layer("scores").kernel))
         expected = ops.convert_to_numpy(logits).copy()
         for i, y in enumerate(labels):
             sigma = np.cov(features[labels == y].T, bias=True)
@@ -422,9 +466,10 @@ def test_isda_is_that_of_the_paper(model: keras.Model) -> None:
                 v = kernel[:, j] - kernel[:, y]
                 expected[i, j] += 0.4 / 2 * v @ sigma @ v
         np.testing.assert_allclose(bound, expected, atol=1e-5)
-    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
-    with spile.at_layer(model, "early", SemanticNoise(0.5), classes=5) as layer:
+    early = ops.convert_to_numpy(spile.tap(still, "early", pool=None)(images)["early"])
+    short = keras.Model(still.input, still.get_layer("early").output)
+    with spile.at_layer(short, "early", SemanticNoise(0.5), classes=5) as layer:
         layer.step(labels, ids=ids, epoch=0, progress=1.0)
-        added = ops.convert_to_numpy(model.get_layer("early")(images)) - early
+        added = ops.convert_to_numpy(short(images, training=True)) - early
     assert np.abs(added).max() > 0
     np.testing.assert_allclose(added, np.broadcast_to(added[:, :1, :1], added.shape), atol=1e-5)

@@ -78,6 +78,13 @@ def test_pictures_come_back_as_they_came() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1", "LA"])
+def test_pictures_of_other_modes_are_refused(mode: str) -> None:
+    picture = Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).convert(mode)
+    with pytest.raises(AugmentationError, match=rf"mode '{mode}': .*image\.convert\(\"RGB\"\)"):
+        made().transform(picture)
+
+
 def test_targets_move_along_and_labels_stay() -> None:
     augment = made(Inside([v2.RandomHorizontalFlip(1.0)], Quantile(0.5)))
     boxes = tv_tensors.BoundingBoxes([[0, 0, 8, 8]], format="XYXY", canvas_size=(32, 32))

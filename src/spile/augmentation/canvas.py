@@ -131,3 +131,11 @@ def check_same_size(made: Any, image: Any) -> None:
             f"an operation made {list(made.shape)} of an image of {list(image.shape)}: give operations that "
             "keep the size"
         )
+
+
+def check_mode(image: Any) -> None:
+    """Raise `AugmentationError` for a Pillow image whose numbers are not grey levels or colours alone."""
+    if image.mode not in ("L", "RGB"):
+        raise AugmentationError(
+            f"an image of mode {image.mode!r}: pass one of mode 'L' or 'RGB', image.convert(\"RGB\")"
+        )

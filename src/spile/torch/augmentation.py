@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
+from spile.augmentation.canvas import Array, Operated, check_mode, check_same_size, not_images
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 
@@ -49,6 +49,7 @@ class TorchCanvas:
         """One image as a tensor (channels, height, width), and the way back."""
         if isinstance(image, Tensor):
             return image.as_subclass(Tensor), lambda made: made
+        check_mode(image)
         return functional.pil_to_tensor(image), functional.to_pil_image
 
     def shared_number(self) -> Any:

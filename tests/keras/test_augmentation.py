@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from PIL import Image
 
 import spile
 from spile.augmentation import (
@@ -257,6 +258,57 @@ def test_a_pipeline_is_taken_layer_by_layer() -> None:
 def test_what_is_not_known_not_to_move_pixels_is_refused() -> None:
     with pytest.raises(AugmentationError, match="wrap a function that does not"):
         augmenter(Inside(lambda x: x, QUARTER))(pictures(), ids=IDS)
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (layers.MixUp(), r"take the policy spile\.augmentation\.MapCutMix\(\)"),
+        (layers.CutMix(), r"take the policy spile\.augmentation\.MapCutMix\(\)"),
+        (layers.AugMix((0, 255)), r"use it in spile\.augmentation\.KeepSalient"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_layers_that_would_mix_masks_are_refused(operation: Any, words: str) -> None:
+    with pytest.raises(AugmentationError, match=f"{type(operation).__name__} mixes images, .*{words}"):
+        augmenter(Inside(operation, QUARTER))(pictures(), ids=IDS)
+
+
+def test_grey_inside() -> None:
+    images = pictures()
+    grey = augmenter(Inside(layers.RandomGrayscale(1.0), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(grey[:, 16:], images[:, 16:])
+    assert (np.ptp(grey[:, :16, :16].astype(int), axis=-1) == 0).all()
+
+
+def test_layers_of_channels_first_are_refused_and_ours_are_not_of_them() -> None:
+    flip = layers.RandomFlip("horizontal", data_format="channels_first")
+    for policy in (Inside, KeepSalient):
+        with pytest.raises(AugmentationError, match=r"RandomFlip takes .*write data_format='channels_last'"):
+            augmenter(policy(flip, QUARTER))(pictures(), ids=IDS)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        ours = [layer for strength in ("weak", "strong") for layer in KerasCanvas().standard(strength)]
+        assert {layer.data_format for layer in ours} == {"channels_last"}
+        changed = augmenter(Inside(ours, QUARTER))(pictures(), ids=IDS).images
+        jitter = layers.RandomColorJitter((0, 255), 0.1, data_format="channels_last")
+        with pytest.raises(
+            AugmentationError, match="in RandomColorJitter, to which Keras hands no data_format on"
+        ):
+            augmenter(Inside(jitter, QUARTER))(pictures(), ids=IDS)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_array_equal(changed, augmenter(Inside(ours, QUARTER))(pictures(), ids=IDS).images)
+    assert (changed != pictures()).any()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1"])
+def test_pictures_of_other_modes_are_refused(mode: str) -> None:
+    picture = Image.fromarray(pictures(1)[0])
+    augment = augmenter(Inside(INVERT, QUARTER))
+    assert augment.transform(picture).mode == "RGB"
+    with pytest.raises(AugmentationError, match=rf"mode '{mode}': .*image\.convert\(\"RGB\"\)"):
+        augment.transform(picture.convert(mode))
 
 
 @pytest.mark.zoo  # on JAX the layer compiles for half a minute

@@ -5,6 +5,7 @@ Operations run on Keras' backend; between them pixels are NumPy arrays, as a dat
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from keras import ops
 from PIL import Image
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
+from spile.augmentation.canvas import Array, Operated, check_mode, check_same_size, not_images
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 from spile.keras.trees import is_tensor
 
 _SEEDS = 2**30
+_MIXES = keras.layers.MixUp, keras.layers.CutMix, keras.layers.AugMix
 
 _one_at_a_time = threading.RLock()
 
@@ -59,6 +61,7 @@ class KerasCanvas:
     def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
         """One image as an array (height, width, channels), and the way back."""
         if isinstance(image, Image.Image):
+            check_mode(image)
             pixels = np.asarray(image)
             grey = pixels.ndim == 2
             return pixels[:, :, None] if grey else pixels, lambda made: Image.fromarray(
@@ -87,6 +90,15 @@ class KerasCanvas:
             raise AugmentationError(
                 f"{_name(operation)} is no image preprocessing layer of Keras, so it is not known whether it "
                 "moves pixels: wrap a function that does not, spile.augmentation.Photometric(function)"
+            )
+        if isinstance(operation, _MIXES):
+            instead = (
+                "use it in spile.augmentation.KeepSalient, which pastes the region back"
+                if isinstance(operation, keras.layers.AugMix)
+                else "take the policy spile.augmentation.MapCutMix() in its place"
+            )
+            raise AugmentationError(
+                f"{_name(operation)} mixes images, and would mix masks with them: {instead}"
             )
         targets = {} if targets is None else targets
         own = targets.get("segmentation_masks")
@@ -190,12 +202,16 @@ class KerasCanvas:
 
     def standard(self, strength: str) -> list[Any]:
         """Operations that move nothing."""
-        if strength == "weak":
-            return [keras.layers.RandomColorJitter((0, 255), 0.1, 0.1, 0.1)]
-        return [
-            keras.layers.RandomColorJitter((0, 255), 0.4, 0.4, 0.4, 0.1),
-            keras.layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=1.0),
-        ]
+        last: dict[str, Any] = {"data_format": "channels_last"}
+        made: list[Any] = [keras.layers.RandomColorJitter((0, 255), 0.1, 0.1, 0.1, **last)]
+        if strength != "weak":
+            made = [
+                keras.layers.RandomColorJitter((0, 255), 0.4, 0.4, 0.4, 0.1, **last),
+                keras.layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=1.0, **last),
+            ]
+        for inner in made[0]._flatten_layers():  # RandomColorJitter does not hand it on
+            inner.data_format = "channels_last"
+        return made
 
 
 @contextmanager
@@ -204,6 +220,7 @@ def seeded(layer: Any, key: int) -> Iterator[None]:
 
     Threads share the layer and its state, so they wait for each other.
     """
+    _check_axes(layer)
     with _one_at_a_time:
         generators = [
             value
@@ -222,6 +239,17 @@ def seeded(layer: Any, key: int) -> Iterator[None]:
                 generator.state.assign(state)
 
 
+def _check_axes(layer: Any) -> None:
+    for each in layer._flatten_layers() if isinstance(layer, keras.Layer) else ():
+        if getattr(each, "data_format", None) == "channels_first":
+            held = "" if each is layer else f" in {_name(layer)}, to which Keras hands no data_format on,"
+            raise AugmentationError(
+                f"{_name(each)}{held} takes images (channels, height, width), and here they are (height, "
+                "width, channels): write data_format='channels_last'"
+                + (" of layers one by one" if held else "")
+            )
+
+
 def _transformed(layer: Any, image: Array, planes: Array, boxes: Any) -> tuple[Array, Array, Any]:
     """Image, planes and boxes of one sample under one random transformation.
 
@@ -231,7 +259,9 @@ def _transformed(layer: Any, image: Array, planes: Array, boxes: Any) -> tuple[A
     images = ops.convert_to_tensor(image[None].astype(np.float32))
     if not layer.built:
         layer.build(images.shape)
-    drawn = layer.get_random_transformation({"images": images}, training=True)
+    # RandomGrayscale takes the images, other layers a dict with them.
+    bare = "images" in inspect.signature(layer.get_random_transformation).parameters
+    drawn = layer.get_random_transformation(images if bare else {"images": images}, training=True)
 
     def once() -> Any:
         return keras.tree.map_structure(_copied, drawn)

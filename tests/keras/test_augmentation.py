@@ -246,6 +246,26 @@ def test_masks_and_boxes_move_along() -> None:
     np.testing.assert_allclose(result.targets[0]["bounding_boxes"]["boxes"], [[16, 0, 32, 16]])
 
 
+@pytest.mark.parametrize("name", ["boxes", "masks", "keypoints"])
+def test_targets_that_would_stay_are_refused_where_pixels_move(name: str) -> None:
+    targets = [{name: np.zeros((4, 4)), "labels": np.arange(4)}] * 4
+    words = f"target '{name}' would stay where it is .* segmentation_masks, bounding_boxes, labels"
+    with pytest.raises(AugmentationError, match=words):
+        augmenter(Inside(layers.RandomRotation((0.1, 0.2)), QUARTER))(pictures(), ids=IDS, targets=targets)
+    still = augmenter(Inside(layers.RandomBrightness(0.5), QUARTER))(pictures(), ids=IDS, targets=targets)
+    assert still.targets == targets
+
+
+def test_a_mask_alone_is_refused_where_pixels_move_and_a_label_stays() -> None:
+    turn = augmenter(Inside(layers.RandomRotation((0.1, 0.2)), QUARTER))
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    for target in (mask, Image.fromarray(mask), [{"bbox": [0, 0, 8, 8]}]):
+        with pytest.raises(AugmentationError, match="the target would stay where it is"):
+            turn.transform(pictures(1)[0], target, id=0)
+    assert turn.transform(pictures(1)[0], 7, id=0)[1] == 7
+    assert augmenter(Inside(INVERT, QUARTER)).transform(pictures(1)[0], mask, id=0)[1] is mask
+
+
 def test_a_pipeline_is_taken_layer_by_layer() -> None:
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     pipeline = layers.Pipeline([WHITE, layers.RandomFlip("horizontal"), BLACK])

@@ -169,6 +169,45 @@ def test_a_flip_moves_the_sample_with_its_bands_and_targets() -> None:
     assert result.targets[0]["name"] == "kept"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("boxes", torch.tensor([[0.0, 0, 10, 10]])),
+        ("boxes", [[0, 0, 10, 10]]),
+        ("bbox", np.array([0, 0, 10, 10])),
+        ("masks", torch.zeros(2, 8, 8)),
+        ("keypoints", torch.zeros(4, 2)),
+        ("depth", torch.zeros(1, SIDE, SIDE)),
+        ("objects", [{"bndbox": {"xmin": "0", "xmax": "10"}}]),
+    ],
+)
+def test_targets_that_would_stay_are_refused_where_pixels_move(name: str, value: Any) -> None:
+    targets = [{name: value, "number": 3}]
+    words = "would stay where it is while the image moves: wrap"
+    for policy in (Inside(v2.RandomHorizontalFlip(1.0), QUARTER), AttentionCrop(QUARTER)):
+        with pytest.raises(AugmentationError, match=rf"target '(bndbox|{name})' {words}"):
+            augmenter(policy)(pictures(1), ids=["a"], targets=targets)
+    for policy in (Inside(INVERT, QUARTER), AttentionDrop(QUARTER)):
+        assert augmenter(policy)(pictures(1), ids=["a"], targets=targets).targets == targets
+
+
+def test_what_is_of_no_place_stays() -> None:
+    boxes = tv_tensors.BoundingBoxes([[0, 0, 16, 16]], format="XYXY", canvas_size=(SIDE, SIDE))
+    others = {
+        "labels": torch.tensor([1]),
+        "box_labels": torch.tensor([1]),
+        "num_boxes": 1,
+        "mask": None,
+        "keypoints": [],
+        "scores": torch.zeros(1, 5),
+        "name": "a",
+    }
+    targets = [{"objects": [{"boxes": boxes, "label": 3}], **others}]
+    moved = augmenter(Inside(v2.RandomHorizontalFlip(1.0), QUARTER))(pictures(1), ids=["a"], targets=targets)
+    assert moved.targets[0]["objects"][0]["boxes"].tolist() == [[16, 0, 32, 16]]
+    assert {name: moved.targets[0][name] for name in others} == others
+
+
 def test_composed_transforms_are_taken_one_by_one() -> None:
     images = torch.zeros(1, 3, SIDE, SIDE)
     images[:, :, :16, :16] = 1

@@ -71,8 +71,8 @@ class Augmenter:
 
         Args:
             image: a PIL image, or one as a batch holds them; comes back as it was given.
-            target: a dict of boxes, masks and keypoints, or a label, which stays as it is. With one the image
-                and the target come back, else the image alone.
+            target: a dict of boxes, masks and keypoints, one of those alone, or a label, which stays as it
+                is. With one the image and the target come back, else the image alone.
             id: what names the sample. A dataset does not say, so by default the pixels do: then equal images
                 are changed alike within an epoch.
             frame: how the image was cut out of its source; needed with kept maps, and an id too.
@@ -85,17 +85,20 @@ class Augmenter:
             )
         picture, back = self.canvas.opened(image)
         name = self.canvas.array(picture).tobytes() if id is None else str(id)
-        moves = isinstance(target, Mapping)
+        alone = not isinstance(target, Mapping)
+        moves = target is not None and (not alone or self.canvas.has_places(target, picture))
         found = self(
             self.canvas.stacked([picture]),
             ids=[hashlib.blake2b(name, digest_size=16).hexdigest() if isinstance(name, bytes) else name],
-            targets=[target] if moves else None,
+            targets=[{"": target} if alone else target] if moves else None,
             frames=None if frame is None else [frame],
         )
         changed = back(self.canvas.split(found.images)[0])
         if target is None:
             return changed
-        return changed, found.targets[0] if moves else target
+        if not moves:
+            return changed, target
+        return changed, found.targets[0][""] if alone else found.targets[0]
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,21 @@ from keras import ops
 from PIL import Image
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated, check_mode, check_same_size, not_images
+from spile.augmentation.canvas import (
+    Array,
+    Operated,
+    check_mode,
+    check_same_size,
+    is_picture,
+    leaves,
+    not_images,
+)
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 from spile.keras.trees import is_tensor
 
 _SEEDS = 2**30
+_TARGETS = "segmentation_masks", "bounding_boxes", "labels"
 _MIXES = keras.layers.MixUp, keras.layers.CutMix, keras.layers.AugMix
 
 _one_at_a_time = threading.RLock()
@@ -72,6 +81,12 @@ class KerasCanvas:
             return self.array(image), lambda made: ops.convert_to_tensor(made, dtype=dtype)
         return np.asarray(image), lambda made: made
 
+    def has_places(self, target: Any, image: Any) -> bool:
+        """Pictures and dicts of annotations."""
+        size = (int(image.shape[0]), int(image.shape[1]))
+        listed = isinstance(target, (list, tuple)) and any(isinstance(each, Mapping) for each in target)
+        return listed or any(is_picture(each, size) for each in leaves(target))
+
     def shared_number(self) -> Any:
         """Keras' workers are threads."""
         return [0]
@@ -113,6 +128,13 @@ class KerasCanvas:
             pixels, after, boxes = _transformed(operation, image, stacked, boxes)
         if after.shape == stacked.shape and np.array_equal(after[:, :, :2], stacked[:, :, :2]):
             return Operated(pixels, masks, targets or None, False)
+        left = [name for name in targets if name not in _TARGETS]
+        if left:
+            name = f"target {left[0]!r}" if left[0] else "the target"
+            raise AugmentationError(
+                f"{name} would stay where it is while the image moves: pass a dict of {', '.join(_TARGETS)}, "
+                "and leave others out"
+            )
         moved = dict(targets)
         if own is not None:
             kept = after[:, :, len(planes) :].astype(own.dtype)

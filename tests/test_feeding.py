@@ -71,6 +71,15 @@ def test_ranks_share_the_batches_of_one(bank: MapBank) -> None:
     assert [one for pair in zip(*shares, strict=True) for one in pair] == alone
 
 
+@pytest.mark.parametrize("ranks", [4, 5, 8])
+def test_every_rank_gets_equally_many_batches(bank: MapBank, ranks: int) -> None:
+    alone = run(bank, policy(), epochs=(0,))
+    shares = [run(bank, policy(), epochs=(0,), rank=rank, ranks=ranks) for rank in range(ranks)]
+    dealt = [one for each in zip(*shares, strict=True) for one in each]
+    assert dealt == (alone + alone)[: len(dealt)]
+    assert set(dealt) == set(alone)
+
+
 def test_the_global_generators_are_untouched(bank: MapBank) -> None:
     before = torch.get_rng_state()
     run(bank, policy(), workers=1)

@@ -49,7 +49,8 @@ def feed(
         crop: random crops and flips; by default the whole image as the guide takes it.
         shuffle: a new order every epoch.
         workers: processes (PyTorch) or threads (Keras) that make batches; the batches do not depend on it.
-        rank: of this process; it gets every so-and-so-many'th batch.
+        rank: of this process; it gets every so-and-so-many'th batch. All ranks get equally many: where the
+            batches do not share out evenly, the last ones get the first of the epoch once more.
         ranks: how many processes there are.
         origins: batches of PyTorch are (images, labels, `Origins`), as a `Keeper` needs them.
 
@@ -116,9 +117,12 @@ class Feed:
             augmenter.classes = len(self.classes)
 
     def __len__(self) -> int:
-        """Batches an epoch, for this rank."""
-        total = -(-len(self._codes) // self.batch_size)
-        return -(-(total - self._rank) // self._ranks)
+        """Batches an epoch, for this rank as for any other."""
+        return -(-self._total // self._ranks)
+
+    @property
+    def _total(self) -> int:
+        return -(-len(self._codes) // self.batch_size)
 
     def batch(self, number: int, epoch: int) -> Augmented:
         """Batch `number` of this rank."""
@@ -127,7 +131,7 @@ class Feed:
     def traced(self, number: int, epoch: int) -> tuple[Augmented, Origins]:
         """The same, and where its images come from."""
         draw = Draw(self.augmenter.seed, epoch)
-        place = (number * self._ranks + self._rank) * self.batch_size
+        place = (number * self._ranks + self._rank) % self._total * self.batch_size
         rows = self._order(draw)[place : place + self.batch_size]
         ids = [self.source.records[int(row)].id for row in rows]
         read = [self._picture(int(row), one, draw) for row, one in zip(rows, ids, strict=True)]

@@ -58,9 +58,7 @@ def preview(
         raise AugmentationError("a preview needs a model that takes images, by reference: timm:resnet18")
     made = guide(loaded, at, reduce=reduce, resolution=resolution)
     canvas = backend_named(made.framework).canvas()
-    augmenter = augment(
-        made, policy_named(policy, canvas), seed=seed, maps=maps, framework=made.framework, classes=samples
-    )
+    augmenter = augment(made, policy_named(policy, canvas), seed=seed, maps=maps, framework=made.framework)
     ids, pixels = _chosen(data, loaded.preprocessing, samples)
     labels = np.eye(len(ids), dtype=np.float32) if augmenter.mixes else None
     epochs = (epoch, epoch + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +52,11 @@ def test_the_picture_is_what_the_frame_says() -> None:
 def test_options_out_of_range(options: dict) -> None:
     with pytest.raises(AugmentationError, match="write"):
         Crop((8, 8), **options)
+
+
+@pytest.mark.parametrize("size", [48, (48,), (48, 0), (0.5, 0.5)])
+def test_a_size_is_height_and_width(size: Any) -> None:
+    with pytest.raises(
+        AugmentationError, match=r"size=.*: write height and width in pixels, e\.g\. \(48, 48\)"
+    ):
+        Crop(size)

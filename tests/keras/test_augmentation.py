@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from PIL import Image
 
 import spile
 from spile.augmentation import (
@@ -245,6 +246,26 @@ def test_masks_and_boxes_move_along() -> None:
     np.testing.assert_allclose(result.targets[0]["bounding_boxes"]["boxes"], [[16, 0, 32, 16]])
 
 
+@pytest.mark.parametrize("name", ["boxes", "masks", "keypoints"])
+def test_targets_that_would_stay_are_refused_where_pixels_move(name: str) -> None:
+    targets = [{name: np.zeros((4, 4)), "labels": np.arange(4)}] * 4
+    words = f"target '{name}' would stay where it is .* segmentation_masks, bounding_boxes, labels"
+    with pytest.raises(AugmentationError, match=words):
+        augmenter(Inside(layers.RandomRotation((0.1, 0.2)), QUARTER))(pictures(), ids=IDS, targets=targets)
+    still = augmenter(Inside(layers.RandomBrightness(0.5), QUARTER))(pictures(), ids=IDS, targets=targets)
+    assert still.targets == targets
+
+
+def test_a_mask_alone_is_refused_where_pixels_move_and_a_label_stays() -> None:
+    turn = augmenter(Inside(layers.RandomRotation((0.1, 0.2)), QUARTER))
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    for target in (mask, Image.fromarray(mask), [{"bbox": [0, 0, 8, 8]}]):
+        with pytest.raises(AugmentationError, match="the target would stay where it is"):
+            turn.transform(pictures(1)[0], target, id=0)
+    assert turn.transform(pictures(1)[0], 7, id=0)[1] == 7
+    assert augmenter(Inside(INVERT, QUARTER)).transform(pictures(1)[0], mask, id=0)[1] is mask
+
+
 def test_a_pipeline_is_taken_layer_by_layer() -> None:
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     pipeline = layers.Pipeline([WHITE, layers.RandomFlip("horizontal"), BLACK])
@@ -257,6 +278,57 @@ def test_a_pipeline_is_taken_layer_by_layer() -> None:
 def test_what_is_not_known_not_to_move_pixels_is_refused() -> None:
     with pytest.raises(AugmentationError, match="wrap a function that does not"):
         augmenter(Inside(lambda x: x, QUARTER))(pictures(), ids=IDS)
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (layers.MixUp(), r"take the policy spile\.augmentation\.MapCutMix\(\)"),
+        (layers.CutMix(), r"take the policy spile\.augmentation\.MapCutMix\(\)"),
+        (layers.AugMix((0, 255)), r"use it in spile\.augmentation\.KeepSalient"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_layers_that_would_mix_masks_are_refused(operation: Any, words: str) -> None:
+    with pytest.raises(AugmentationError, match=f"{type(operation).__name__} mixes images, .*{words}"):
+        augmenter(Inside(operation, QUARTER))(pictures(), ids=IDS)
+
+
+def test_grey_inside() -> None:
+    images = pictures()
+    grey = augmenter(Inside(layers.RandomGrayscale(1.0), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(grey[:, 16:], images[:, 16:])
+    assert (np.ptp(grey[:, :16, :16].astype(int), axis=-1) == 0).all()
+
+
+def test_layers_of_channels_first_are_refused_and_ours_are_not_of_them() -> None:
+    flip = layers.RandomFlip("horizontal", data_format="channels_first")
+    for policy in (Inside, KeepSalient):
+        with pytest.raises(AugmentationError, match=r"RandomFlip takes .*write data_format='channels_last'"):
+            augmenter(policy(flip, QUARTER))(pictures(), ids=IDS)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        ours = [layer for strength in ("weak", "strong") for layer in KerasCanvas().standard(strength)]
+        assert {layer.data_format for layer in ours} == {"channels_last"}
+        changed = augmenter(Inside(ours, QUARTER))(pictures(), ids=IDS).images
+        jitter = layers.RandomColorJitter((0, 255), 0.1, data_format="channels_last")
+        with pytest.raises(
+            AugmentationError, match="in RandomColorJitter, to which Keras hands no data_format on"
+        ):
+            augmenter(Inside(jitter, QUARTER))(pictures(), ids=IDS)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_array_equal(changed, augmenter(Inside(ours, QUARTER))(pictures(), ids=IDS).images)
+    assert (changed != pictures()).any()
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1"])
+def test_pictures_of_other_modes_are_refused(mode: str) -> None:
+    picture = Image.fromarray(pictures(1)[0])
+    augment = augmenter(Inside(INVERT, QUARTER))
+    assert augment.transform(picture).mode == "RGB"
+    with pytest.raises(AugmentationError, match=rf"mode '{mode}': .*image\.convert\(\"RGB\"\)"):
+        augment.transform(picture.convert(mode))
 
 
 @pytest.mark.zoo  # on JAX the layer compiles for half a minute
@@ -283,6 +355,16 @@ def test_labels_count_by_the_exact_share_of_pixels(policy: Any) -> None:
     result = augmenter(policy, values, classes=8)(images, np.arange(8), ids=range(8))
     counted = np.stack([(result.images[..., 0] == 10 * k).mean((1, 2)) for k in range(8)], axis=1)
     np.testing.assert_allclose(result.labels, counted, atol=1e-6)
+
+
+def test_a_column_of_labels_is_mixed_as_they_are() -> None:
+    mix = augmenter(MapCutMix(), classes=4)
+    plain, column = (
+        mix(pictures(), labels, ids=IDS).labels for labels in (np.arange(4), np.arange(4)[:, None])
+    )
+    np.testing.assert_array_equal(column, plain)
+    images, labels, _ = mix(pictures()[:0], np.zeros(0, int), ids=[])
+    assert (images.shape, labels.shape) == ((0, SIDE, SIDE, 3), (0, 4))
 
 
 # ----------------------------------------------------------------------------------------- randomness
@@ -334,60 +416,120 @@ def test_photometric_functions() -> None:
     assert not found[:, :16, :16].any()
 
 
+def test_a_function_in_place_changes_its_band_alone() -> None:
+    def darkened(pixels: np.ndarray) -> np.ndarray:
+        pixels[:] = 0
+        return pixels
+
+    images = pictures().clip(1)
+    given = images.copy()
+    inside = augmenter(Inside(Photometric(darkened), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(images, given)
+    np.testing.assert_array_equal(inside[:, 16:], given[:, 16:])
+    assert not inside[:, :16, :16].any()
+    kept = augmenter(KeepSalient(Photometric(darkened), QUARTER, soft=False))(images, ids=IDS).images
+    np.testing.assert_array_equal(images, given)
+    np.testing.assert_array_equal(kept[:, :16, :16], given[:, :16, :16])
+
+
 # ------------------------------------------------------------------------------------------- at a layer
 
 
-def test_mixing_at_a_layer_is_that_of_pytorch(model: keras.Model) -> None:
+@pytest.fixture
+def still() -> keras.Model:
+    """The same in training as in evaluation."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIDE, SIDE, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="early")(inputs)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="late")(x)
+    return keras.Model(inputs, layers.Dense(5, name="scores")(layers.GlobalAveragePooling2D()(x)))
+
+
+def test_mixing_at_a_layer_is_that_of_pytorch(still: keras.Model) -> None:
     """What is drawn is NumPy's, so both frameworks mix alike; labels are exact."""
     from spile.augmentation import ManifoldMixup
     from spile.augmentation.features import plan
     from spile.augmentation.randomness import Draw
 
     images = pictures().astype(np.float32) / 255
-    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
-    expected = ops.convert_to_numpy(model(images, training=False))
-    layer = spile.at_layer(model, "early", ManifoldMixup(), classes=5, seed=3)
-    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+    early = ops.convert_to_numpy(spile.tap(still, "early", pool=None)(images)["early"])
+    expected = ops.convert_to_numpy(still(images, training=False))
+    layer = spile.at_layer(still, "early", ManifoldMixup(), classes=5, seed=3)
+    np.testing.assert_array_equal(ops.convert_to_numpy(still(images, training=False)), expected)
     labels = layer.step(np.arange(4), ids=IDS, epoch=1)
-    found = ops.convert_to_numpy(model(images, training=False))
+    found = ops.convert_to_numpy(still(images, training=True))
     drawn = plan(ManifoldMixup(), IDS, Draw(3, 1))
     own = drawn.own.reshape(-1, 1, 1, 1)
     mixed = own * early + (1 - own) * early[drawn.partners]
-    rest = keras.Model(model.get_layer("early").output, model.output)
+    rest = keras.Model(still.get_layer("early").output, still.output)
     layer.close()
     np.testing.assert_allclose(found, ops.convert_to_numpy(rest(mixed.astype(np.float32))), atol=1e-4)
     hot = np.eye(5)[:4]
     np.testing.assert_allclose(
         labels, drawn.own[:, None] * hot + (1 - drawn.own[:, None]) * hot[drawn.partners], atol=1e-6
     )
-    assert "call" not in vars(model.get_layer("early"))
-    np.testing.assert_array_equal(ops.convert_to_numpy(model(images, training=False)), expected)
+    assert not any("call" in vars(each) for each in (still, still.get_layer("early")))
+    np.testing.assert_array_equal(ops.convert_to_numpy(still(images, training=False)), expected)
 
 
-def test_a_compiled_step_is_noticed(model: keras.Model) -> None:
+def test_evaluation_is_not_changed_and_a_training_pass_without_step_raises(still: keras.Model) -> None:
+    from spile.augmentation import ManifoldMixup
+    from spile.errors import CaptureError
+
+    images = pictures().astype(np.float32) / 255
+    plain = ops.convert_to_numpy(still(images, training=False))
+    with spile.at_layer(still, "early", ManifoldMixup(), classes=5) as layer:
+        with pytest.raises(CaptureError, match=r"call step.*before every training batch"):
+            still(images, training=True)
+        layer.step(np.arange(4), ids=IDS, epoch=0)
+        for given in ({}, {"training": False}):
+            np.testing.assert_array_equal(ops.convert_to_numpy(still(images, **given)), plain)
+        assert np.abs(ops.convert_to_numpy(still(images, training=True)) - plain).max() > 0
+
+
+def test_a_model_that_is_not_told_whether_it_trains() -> None:
+    from spile.augmentation import ManifoldMixup
+
+    class Plain(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early = layers.Dense(3, name="early")
+
+        def call(self, x: Any) -> Any:
+            return self.early(x)
+
+    rows, model = np.random.default_rng(0).random((4, 6), np.float32), Plain()
+    plain = ops.convert_to_numpy(model(rows))
+    with spile.at_layer(model, "early", ManifoldMixup(), example=rows, classes=5) as layer:
+        np.testing.assert_array_equal(ops.convert_to_numpy(model(rows)), plain)
+        layer.step(np.arange(4), ids=IDS, epoch=0)
+        assert np.abs(ops.convert_to_numpy(model(rows)) - plain).max() > 0
+
+
+def test_a_compiled_step_is_noticed(still: keras.Model) -> None:
     from spile.augmentation import FeatureNoise
     from spile.errors import CaptureError
 
-    with spile.at_layer(model, "early", FeatureNoise(), classes=5) as layer:
+    with spile.at_layer(still, "early", FeatureNoise(), classes=5) as layer:
         layer.step(np.arange(4), ids=IDS, epoch=0)
-        with pytest.raises(CaptureError, match="did not run since the last step"):
+        with pytest.raises(CaptureError, match="did not run in training since the last step"):
             layer.step(np.arange(4), ids=IDS, epoch=0)
 
 
-def test_isda_is_that_of_the_paper(model: keras.Model) -> None:
+def test_isda_is_that_of_the_paper(still: keras.Model) -> None:
     """The bound by brute force (equation 6), for both covariances; noise of the class at every place."""
     from spile.augmentation import ISDA, SemanticNoise
 
     images, labels = pictures(6).astype(np.float32) / 255, np.arange(6) % 3
-    pooled = next(each for each in model.layers if isinstance(each, layers.GlobalAveragePooling2D))
-    kernel = ops.convert_to_numpy(model.get_layer("scores").kernel)
-    features = ops.convert_to_numpy(spile.tap(model, pooled.name, pool=None)(images)[pooled.name])
+    pooled = next(each for each in still.layers if isinstance(each, layers.GlobalAveragePooling2D))
+    kernel = ops.convert_to_numpy(still.get_layer("scores").kernel)
+    features = ops.convert_to_numpy(spile.tap(still, pooled.name, pool=None)(images)[pooled.name])
     ids = [f"s{i}" for i in range(6)]
     for covariance in ("diagonal", "full"):
-        with spile.at_layer(model, pooled.name, ISDA(0.8, covariance), classes=5) as layer:
+        with spile.at_layer(still, pooled.name, ISDA(0.8, covariance), classes=5) as layer:
             layer.step(labels, ids=ids, epoch=0, progress=0.5)
-            logits = model(images, training=False)
-            bound = ops.convert_to_numpy(layer.bound(logits, model.get_layer("scores").kernel))
+            logits = still(images, training=True)
+            bound = ops.convert_to_numpy(layer.bound(logits, still.get_layer("scores").kernel))
         expected = ops.convert_to_numpy(logits).copy()
         for i, y in enumerate(labels):
             sigma = np.cov(features[labels == y].T, bias=True)
@@ -396,9 +538,10 @@ def test_isda_is_that_of_the_paper(model: keras.Model) -> None:
                 v = kernel[:, j] - kernel[:, y]
                 expected[i, j] += 0.4 / 2 * v @ sigma @ v
         np.testing.assert_allclose(bound, expected, atol=1e-5)
-    early = ops.convert_to_numpy(spile.tap(model, "early", pool=None)(images)["early"])
-    with spile.at_layer(model, "early", SemanticNoise(0.5), classes=5) as layer:
+    early = ops.convert_to_numpy(spile.tap(still, "early", pool=None)(images)["early"])
+    short = keras.Model(still.input, still.get_layer("early").output)
+    with spile.at_layer(short, "early", SemanticNoise(0.5), classes=5) as layer:
         layer.step(labels, ids=ids, epoch=0, progress=1.0)
-        added = ops.convert_to_numpy(model.get_layer("early")(images)) - early
+        added = ops.convert_to_numpy(short(images, training=True)) - early
     assert np.abs(added).max() > 0
     np.testing.assert_allclose(added, np.broadcast_to(added[:, :1, :1], added.shape), atol=1e-5)

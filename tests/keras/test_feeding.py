@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ import pytest
 from keras import layers
 
 import spile
-from spile.augmentation import ByLevel, Crop, MapCutMix, Quantile
+from spile.augmentation import ByLevel, Crop, Inside, MapCutMix, Quantile
 from spile.keras.feeding import Epochs, mapped
 
 SEEN = spile.ImagePreprocessing(resize=32, crop=(32, 32))
@@ -49,6 +50,16 @@ def test_batches_do_not_depend_on_when_they_are_made(guide: Any) -> None:
     np.testing.assert_array_equal(batches[2][0], first[2])
 
 
+def test_threads_that_share_a_layer_make_the_same_batches(guide: Any) -> None:
+    drawn = Inside([layers.RandomRotation(0.2), layers.RandomBrightness(0.4)])
+    batches = spile.feed(spile.augment(guide, drawn), data(64), batch_size=4)
+    alone = [batches[number][0] for number in range(16)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda number: batches[number][0], range(16)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_fit_goes_through_the_epochs(guide: Any) -> None:
     batches = spile.feed(spile.augment(guide, MapCutMix()), data(), batch_size=4)
     model = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), layers.Dense(3)])
@@ -83,9 +94,12 @@ def test_tf_data(guide: Any, mixes: bool) -> None:
     augmenter = spile.augment(guide, MapCutMix() if mixes else policy(), classes=3)
     images, labels = data()[0][:, :32, :32], data()[1]
     ids = [f"s{i}" for i in range(12)]
-    batches = tf.data.Dataset.from_tensor_slices((images, labels, ids)).batch(4).map(mapped(augmenter))
-    found = list(batches)
+    batches = tf.data.Dataset.from_tensor_slices((images, labels, ids)).batch(4)
+    found = list(batches.map(mapped(augmenter)))
     assert found[0][0].shape == (4, 32, 32, 3)
     direct = augmenter(images[:4], labels[:4], ids=ids[:4])
     np.testing.assert_array_equal(found[0][0].numpy(), direct.images)
     np.testing.assert_allclose(found[0][1].numpy(), direct.labels, atol=1e-6)
+    together = list(batches.map(mapped(augmenter), num_parallel_calls=3))
+    for (pixels, _), (others, _) in zip(found, together, strict=True):
+        np.testing.assert_array_equal(pixels.numpy(), others.numpy())

@@ -203,3 +203,22 @@ def test_kornia_leaves_points_behind_under_some_operations() -> None:
     ).images
     assert torch.equal(erased[:, :, 16:], images[:, :, 16:])  # its own mask is not taken for a movement
     assert not torch.equal(erased, images)
+
+
+def test_albumentations_that_change_the_type_are_refused() -> None:
+    A = pytest.importorskip("albumentations")
+    images = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
+    for policy in (Inside, KeepSalient):
+        with pytest.raises(
+            AugmentationError, match=r"ToFloat made torch\.float32 of an image of torch\.uint8"
+        ):
+            augmenter(policy(A.ToFloat(max_value=255), QUARTER))(images, ids=["a"])
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_targets_that_would_stay_are_refused(library: str) -> None:
+    flip = operations(library)["flip"]
+    mask = tv_tensors.Mask(torch.zeros(1, SIDE, SIDE))
+    for target in ({"masks": torch.zeros(1, SIDE, SIDE)}, {"objects": [{"masks": mask}]}):
+        with pytest.raises(AugmentationError, match="would stay where it is while the image moves: wrap"):
+            augmenter(Inside(flip, QUARTER))(torch.zeros(1, 3, SIDE, SIDE), ids=["a"], targets=[target])

@@ -123,6 +123,13 @@ def test_what_cannot_be_done() -> None:
         layer.step(torch.arange(4), ids=IDS, epoch=0)
     with pytest.raises(AugmentationError, match="2 ids for 4 labels"):
         layer.step(torch.eye(4), ids=["a", "b"], epoch=0)
+    layer = spile.at_layer(network(), "1", ManifoldMixup(), example=SHAPE, classes=5)
+    with pytest.raises(AugmentationError, match=r"labels lie in -1\.\.2, and classes=5 allows 0\.\.4"):
+        layer.step(torch.tensor([0, -1, 2, -1]), ids=IDS, epoch=0)
+    with pytest.raises(AugmentationError, match=r"labels are \[4, 4\]"):
+        layer.step(torch.eye(4), ids=IDS, epoch=0)
+    column = layer.step(torch.tensor([[0], [1], [2], [3]]), ids=IDS, epoch=0)
+    assert torch.equal(column, layer.step(torch.arange(4), ids=IDS, epoch=0))
     for make in (
         lambda: MoEx(1.5),
         lambda: FeatureDropout(0.0),

@@ -169,6 +169,45 @@ def test_a_flip_moves_the_sample_with_its_bands_and_targets() -> None:
     assert result.targets[0]["name"] == "kept"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("boxes", torch.tensor([[0.0, 0, 10, 10]])),
+        ("boxes", [[0, 0, 10, 10]]),
+        ("bbox", np.array([0, 0, 10, 10])),
+        ("masks", torch.zeros(2, 8, 8)),
+        ("keypoints", torch.zeros(4, 2)),
+        ("depth", torch.zeros(1, SIDE, SIDE)),
+        ("objects", [{"bndbox": {"xmin": "0", "xmax": "10"}}]),
+    ],
+)
+def test_targets_that_would_stay_are_refused_where_pixels_move(name: str, value: Any) -> None:
+    targets = [{name: value, "number": 3}]
+    words = "would stay where it is while the image moves: wrap"
+    for policy in (Inside(v2.RandomHorizontalFlip(1.0), QUARTER), AttentionCrop(QUARTER)):
+        with pytest.raises(AugmentationError, match=rf"target '(bndbox|{name})' {words}"):
+            augmenter(policy)(pictures(1), ids=["a"], targets=targets)
+    for policy in (Inside(INVERT, QUARTER), AttentionDrop(QUARTER)):
+        assert augmenter(policy)(pictures(1), ids=["a"], targets=targets).targets == targets
+
+
+def test_what_is_of_no_place_stays() -> None:
+    boxes = tv_tensors.BoundingBoxes([[0, 0, 16, 16]], format="XYXY", canvas_size=(SIDE, SIDE))
+    others = {
+        "labels": torch.tensor([1]),
+        "box_labels": torch.tensor([1]),
+        "num_boxes": 1,
+        "mask": None,
+        "keypoints": [],
+        "scores": torch.zeros(1, 5),
+        "name": "a",
+    }
+    targets = [{"objects": [{"boxes": boxes, "label": 3}], **others}]
+    moved = augmenter(Inside(v2.RandomHorizontalFlip(1.0), QUARTER))(pictures(1), ids=["a"], targets=targets)
+    assert moved.targets[0]["objects"][0]["boxes"].tolist() == [[16, 0, 32, 16]]
+    assert {name: moved.targets[0][name] for name in others} == others
+
+
 def test_composed_transforms_are_taken_one_by_one() -> None:
     images = torch.zeros(1, 3, SIDE, SIDE)
     images[:, :, :16, :16] = 1
@@ -211,6 +250,32 @@ def test_an_operation_that_changes_the_size_is_refused() -> None:
         changed(Inside(v2.Resize((8, 8)), QUARTER), pictures(1))
     with pytest.raises(AugmentationError, match="give operations that keep the size"):
         changed(Inside(Photometric(lambda x: x[:, :4]), QUARTER), pictures(1))
+
+
+def darkened(pixels: Tensor) -> Tensor:
+    return pixels.mul_(0)
+
+
+@pytest.mark.parametrize(
+    "operation", [Photometric(darkened), v2.RandomErasing(1.0, (0.5, 0.5), (1, 1), inplace=True)]
+)
+def test_an_operation_in_place_changes_its_band_alone(operation: Any) -> None:
+    images = pictures(dtype=torch.uint8).clamp(min=1)
+    given = images.clone()
+    inside = changed(Inside(operation, QUARTER, soft=False), images)
+    assert torch.equal(images, given)
+    assert torch.equal(inside[:, :, 16:], given[:, :, 16:])
+    assert not inside[:, :, :16, :16].all()
+    kept = changed(KeepSalient(operation, QUARTER, soft=False), images)
+    assert torch.equal(images, given)
+    assert torch.equal(kept[:, :, :16, :16], given[:, :, :16, :16])
+
+
+@pytest.mark.parametrize("policy", [Inside, KeepSalient])
+def test_a_step_that_changes_the_type_is_refused(policy: Any) -> None:
+    for operation in (v2.ToDtype(torch.float32, scale=True), Photometric(lambda pixels: pixels / 255)):
+        with pytest.raises(AugmentationError, match=r"made torch\.float32 of an image of torch\.uint8"):
+            changed(policy(operation, QUARTER), pictures(dtype=torch.uint8))
 
 
 # -------------------------------------------------------------------------------------- other policies
@@ -298,9 +363,24 @@ def test_labels_may_be_weights_already() -> None:
     torch.testing.assert_close(result.labels.sum(1), torch.ones(2))
 
 
+def test_a_column_of_labels_is_mixed_as_they_are() -> None:
+    mix = augmenter(MapCutMix(), classes=4)
+    plain = mix(pictures(), torch.arange(4), ids=IDS)
+    assert torch.equal(mix(pictures(), torch.arange(4)[:, None], ids=IDS).labels, plain.labels)
+
+
+def test_a_batch_of_none_is_mixed_to_none() -> None:
+    images, labels, _ = augmenter(MapCutMix(), classes=3)(
+        pictures()[:0], torch.zeros(0, dtype=torch.int64), ids=[]
+    )
+    assert images.shape == (0, 3, SIDE, SIDE)
+    assert labels.shape == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("labels", "classes", "words"),
     [
+        (torch.eye(4), 5, r"labels are \[4, 4\] of float32: pass .*, or \(samples, 5\) weights"),
         (None, 4, "MapCutMix mixes labels: pass 4 of them"),
         (torch.arange(4), None, "how many classes there are: write classes=10"),
         (torch.arange(4), 3, r"labels lie in 0..3, and classes=3 allows 0..2"),

@@ -14,7 +14,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import spile
-from spile.augmentation import Augmenter, ByLevel, Frame, Inside, MapCutMix, Quantile
+from spile.augmentation import (
+    AttentionCrop,
+    Augmenter,
+    ByLevel,
+    Frame,
+    Inside,
+    KeepSalient,
+    MapCutMix,
+    Quantile,
+)
 from spile.errors import AugmentationError
 
 SEEN = spile.ImagePreprocessing(crop=(32, 32))
@@ -78,6 +87,13 @@ def test_pictures_come_back_as_they_came() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1", "LA"])
+def test_pictures_of_other_modes_are_refused(mode: str) -> None:
+    picture = Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).convert(mode)
+    with pytest.raises(AugmentationError, match=rf"mode '{mode}': .*image\.convert\(\"RGB\"\)"):
+        made().transform(picture)
+
+
 def test_targets_move_along_and_labels_stay() -> None:
     augment = made(Inside([v2.RandomHorizontalFlip(1.0)], Quantile(0.5)))
     boxes = tv_tensors.BoundingBoxes([[0, 0, 8, 8]], format="XYXY", canvas_size=(32, 32))
@@ -86,6 +102,43 @@ def test_targets_move_along_and_labels_stay() -> None:
     assert target["boxes"].tolist() == [[24, 0, 32, 8]]
     assert target["label"] == 3
     assert augment.transform(IMAGES[0], 7)[1] == 7
+
+
+def test_a_mask_alone_moves_along() -> None:
+    augment = made(Inside([v2.RandomHorizontalFlip(1.0)], Quantile(0.5)))
+    mask = tv_tensors.Mask(torch.arange(32).expand(32, 32).clone())
+    image, moved = augment.transform(IMAGES[0], mask, id=0)
+    assert torch.equal(image, IMAGES[0].flip(-1))
+    assert isinstance(moved, tv_tensors.Mask)
+    assert torch.equal(moved.as_subclass(Tensor), mask.flip(-1).as_subclass(Tensor))
+
+
+MASK = np.zeros((32, 32), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Image.fromarray(MASK),
+        MASK,
+        torch.from_numpy(MASK),
+        [{"bbox": [0, 0, 8, 8]}],
+        (3, Image.fromarray(MASK)),
+    ],
+    ids=["pillow", "array", "tensor", "annotations", "tuple"],
+)
+def test_a_target_that_would_stay_is_refused_where_pixels_move(target: Any) -> None:
+    for policy in (Inside([v2.RandomHorizontalFlip(1.0)], Quantile(0.5)), AttentionCrop()):
+        with pytest.raises(AugmentationError, match="would stay where it is while the image moves: wrap"):
+            made(policy).transform(IMAGES[0], target, id=0)
+    assert made().transform(IMAGES[0], target, id=0)[1] is target
+
+
+@pytest.mark.parametrize("label", [(3, "cat"), np.eye(10)[3], torch.tensor(3), [1, 2]])
+def test_labels_are_no_targets(label: Any) -> None:
+    moving = Inside([v2.RandomHorizontalFlip(1.0)], Quantile(0.5))
+    for policy in (moving, KeepSalient(v2.RandomInvert(1.0))):
+        assert made(policy).transform(IMAGES[0], label, id=0)[1] is label
 
 
 def test_kept_maps_need_the_frame_and_the_id() -> None:

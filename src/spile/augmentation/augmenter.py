@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from spile.augmentation.canvas import Canvas
 from spile.augmentation.geometry import Frame
+from spile.augmentation.labels import class_numbers, class_weights
 from spile.augmentation.maps import Maps, Which, checked_which, chosen_maps
 from spile.augmentation.mixes import Mix
 from spile.augmentation.policies import Changed, Policy
@@ -70,8 +71,8 @@ class Augmenter:
 
         Args:
             image: a PIL image, or one as a batch holds them; comes back as it was given.
-            target: a dict of boxes, masks and keypoints, or a label, which stays as it is. With one the image
-                and the target come back, else the image alone.
+            target: a dict of boxes, masks and keypoints, one of those alone, or a label, which stays as it
+                is. With one the image and the target come back, else the image alone.
             id: what names the sample. A dataset does not say, so by default the pixels do: then equal images
                 are changed alike within an epoch.
             frame: how the image was cut out of its source; needed with kept maps, and an id too.
@@ -84,17 +85,20 @@ class Augmenter:
             )
         picture, back = self.canvas.opened(image)
         name = self.canvas.array(picture).tobytes() if id is None else str(id)
-        moves = isinstance(target, Mapping)
+        alone = not isinstance(target, Mapping)
+        moves = target is not None and (not alone or self.canvas.has_places(target, picture))
         found = self(
             self.canvas.stacked([picture]),
             ids=[hashlib.blake2b(name, digest_size=16).hexdigest() if isinstance(name, bytes) else name],
-            targets=[target] if moves else None,
+            targets=[{"": target} if alone else target] if moves else None,
             frames=None if frame is None else [frame],
         )
         changed = back(self.canvas.split(found.images)[0])
         if target is None:
             return changed
-        return changed, found.targets[0] if moves else target
+        if not moves:
+            return changed, target
+        return changed, found.targets[0][""] if alone else found.targets[0]
 
     def __call__(
         self,
@@ -112,7 +116,7 @@ class Augmenter:
         Args:
             images: (n, channels, height, width) in PyTorch, (n, height, width, channels) in Keras; uint8, or
                 floats as the guide was told.
-            labels: (n,) class numbers, or (n, classes) weights; a mix needs them.
+            labels: (n,) or (n, 1) class numbers, or (n, classes) weights; a mix needs them.
             ids: (n,) what names each sample, the same in every epoch: all random numbers are made of it.
             epoch: from 0; by default that of `set_epoch`.
             targets: of each sample a dict of boxes, masks and keypoints that move along.
@@ -206,13 +210,15 @@ class Augmenter:
                     "its source; spile.augmentation.Frame.whole((height, width)) where it was not"
                 )
             return self.source.maps(ids, frames)
-        classes = None if labels is None else self.canvas.array(labels)
+        classes = None if labels is None else class_numbers(self.canvas.array(labels))
         return self.source(images, classes if classes is not None and classes.ndim == 1 else None)
 
     def _mixed(
         self, policy: Mix, samples: list[Sample], chosen: list[bool], images: Any, labels: Any
     ) -> tuple[Augmented, list[bool]]:
         weights = self._weights(labels, len(samples))
+        if not samples:
+            return Augmented(images, self.canvas.beside(weights.astype(np.float32), images), None), []
         partners = samples[0].draw.partners([sample.id for sample in samples], "partner")
         mixed, counted = [], []
         for position, (sample, partner, take) in enumerate(zip(samples, partners, chosen, strict=True)):
@@ -235,17 +241,9 @@ class Augmenter:
         found = None if labels is None else self.canvas.array(labels)
         if found is None or len(found) != count:
             raise AugmentationError(f"{name} mixes labels: pass {count} of them, one a sample")
-        if found.ndim == 2:
-            return found.astype(np.float64)
-        if self.classes is None:
-            raise AugmentationError(
-                f"{name} needs to know how many classes there are: write classes=10 (of spile.augment), or "
-                "pass labels as (samples, classes) weights"
-            )
-        if found.min() < 0 or found.max() >= self.classes:
-            raise AugmentationError(
-                f"labels lie in {found.min()}..{found.max()}, and classes={self.classes} allows "
-                f"0..{self.classes - 1}"
-            )
-        hot: Array = np.eye(self.classes)[found.astype(int)]
-        return hot
+        return class_weights(
+            found,
+            self.classes,
+            missing=f"{name} needs to know how many classes there are: write classes=10 (of spile.augment), "
+            "or pass labels as (samples, classes) weights",
+        )

@@ -7,15 +7,19 @@ Images are a batch in the framework's own type and order of axes; masks are NumP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy.typing as npt
+from PIL import Image
 
 from spile.augmentation.boxes import Box
 from spile.errors import AugmentationError
 
 Array = npt.NDArray[Any]
+
+_PLACES = re.compile(r"(box|boxes|masks?|keypoints?|segmentations?)$", re.IGNORECASE)
 
 
 class Operated(NamedTuple):
@@ -52,6 +56,10 @@ class Canvas(Protocol):
 
     def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
         """One image, perhaps of Pillow, as `split` gives them, and what makes it again what it was."""
+        ...
+
+    def has_places(self, target: Any, image: Any) -> bool:
+        """Whether a target that is no dict is of places in the image, a mask say, and no label."""
         ...
 
     def shared_number(self) -> Any:
@@ -131,3 +139,47 @@ def check_same_size(made: Any, image: Any) -> None:
             f"an operation made {list(made.shape)} of an image of {list(image.shape)}: give operations that "
             "keep the size"
         )
+
+
+def check_mode(image: Any) -> None:
+    """Raise `AugmentationError` for a Pillow image whose numbers are not grey levels or colours alone."""
+    if image.mode not in ("L", "RGB"):
+        raise AugmentationError(
+            f"an image of mode {image.mode!r}: pass one of mode 'L' or 'RGB', image.convert(\"RGB\")"
+        )
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """What dicts, lists and tuples hold."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from leaves(each)
+    else:
+        yield value
+
+
+def is_picture(value: Any, size: tuple[int, int]) -> bool:
+    """Whether a value is a Pillow image, or numbers for every pixel of an image of `size`."""
+    shape = tuple(getattr(value, "shape", ()))
+    return isinstance(value, Image.Image) or (len(shape) > 1 and size in (shape[-2:], shape[:2]))
+
+
+def left_behind(targets: Any, size: tuple[int, int], moves: Callable[[Any], bool]) -> str | None:
+    """The name of a target of places in an image of `size` that holds nothing that `moves` with it, or
+    ``None``.
+
+    Those are pictures, and what goes by the name of boxes, masks or keypoints, also in dicts and lists.
+    """
+    for name, value in targets.items() if isinstance(targets, Mapping) else (("", each) for each in targets):
+        held = list(leaves(value))
+        single = len(held) == 1 and held[0] is value
+        if any(is_picture(each, size) and not moves(each) for each in held):
+            return str(name)
+        holds_numbers = len(getattr(value, "shape", ())) > 0 if single else bool(held)
+        if _PLACES.search(str(name)) and holds_numbers and not any(map(moves, held)):
+            return str(name)
+        if not single and (inner := left_behind(value, size, moves)) is not None:
+            return inner or str(name)
+    return None

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from spile.augmentation.geometry import Frame
 from spile.augmentation.randomness import Draw
@@ -27,6 +30,9 @@ class Crop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
+        sides: Any = self.size if isinstance(self.size, (tuple, list)) else ()
+        if len(sides) != 2 or not all(isinstance(one, (int, np.integer)) and one > 0 for one in sides):
+            raise AugmentationError(f"size={self.size!r}: write height and width in pixels, e.g. (48, 48)")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise AugmentationError(f"scale={self.scale!r}: write two shares of the image, e.g. (0.35, 1.0)")
         if not 0 < self.ratio[0] <= self.ratio[1]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from spile.augmentation.labels import class_weights
 from spile.augmentation.mixes import checked_alpha
 from spile.augmentation.moments import ClassMoments, Covariance
 from spile.augmentation.randomness import Draw
@@ -140,10 +141,11 @@ class Steps:
         """Draw for the batch that comes: its labels as (n, classes) weights, float32."""
         if len(ids) != len(labels):
             raise AugmentationError(f"{len(ids)} ids for {len(labels)} labels: pass one a sample")
-        if labels.ndim == 1:
-            if self._classes is None:
-                raise AugmentationError("write classes= (of spile.at_layer), or pass labels as weights")
-            labels = np.eye(self._classes)[labels.astype(int)]
+        labels = class_weights(
+            labels,
+            self._classes,
+            missing="write classes= (of spile.at_layer), or pass labels as weights",
+        )
         self._classes = labels.shape[1]
         drawn = plan(self.operation, ids, Draw(self._seed, epoch))
         if isinstance(self.operation, _ByClass):

@@ -1,7 +1,7 @@
 """Operations on the activations of one layer of a Keras model while it is trained; see `spile.at_layer`.
 
-For training loops of one's own that run layer by layer. A compiled step would keep the numbers it was traced
-with, so that is refused.
+For training loops of one's own that run layer by layer and call ``model(images, training=True)``. A compiled
+step would keep the numbers it was traced with, so that is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EPSILON = 1e-5
 
 
 class AtLayer:
-    """Changes what one layer gives in the pass after `step`; `close` takes it off again."""
+    """Changes what one layer gives in training passes only; `close` takes it off again."""
 
     def __init__(
         self,
@@ -55,7 +55,9 @@ class AtLayer:
         self.operation = operation
         self.steps = Steps(operation, seed=seed, classes=classes)
         layer = next(layer for layer, names in names_of(model).items() if self.point.path in names)
-        self._unwrap: Callable[[], None] = wrap_call(layer, self._change)
+        self._model = model
+        self._training = False
+        self._undo = [wrap_call(model, self._begin), wrap_call(layer, self._change)]
 
     def step(self, labels: Any, *, ids: Sequence[Any], epoch: int, progress: float | None = None) -> Any:
         """Draw for the training batch that comes, and say what its labels are: (n, classes) weights.
@@ -64,8 +66,9 @@ class AtLayer:
         """
         if self.steps.waiting:
             raise CaptureError(
-                f"{self.point.name} did not run since the last step: a compiled training step keeps what it "
-                "was traced with, so write the loop without compiling, and call step before each batch"
+                f"{self.point.name} did not run in training since the last step: a compiled training step "
+                "keeps what it was traced with, so write the loop without compiling: step, then "
+                "model(images, training=True)"
             )
         numbers = np.asarray(ops.convert_to_numpy(labels) if is_tensor(labels) else labels)
         return self.steps.begin(numbers, ids, epoch, progress)
@@ -91,7 +94,8 @@ class AtLayer:
 
     def close(self) -> None:
         """Leave the model as it was."""
-        self._unwrap()
+        for undo in reversed(self._undo):
+            undo()
 
     def __enter__(self) -> Self:
         return self
@@ -99,13 +103,25 @@ class AtLayer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _begin(self, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # A model that is not told whether it trains does so where a batch was told of.
+        told = getattr(self._model, "_call_has_training_arg", True)
+        before, self._training = self._training, bool(kwargs.get("training") if told else self.steps.waiting)
+        try:
+            return run()
+        finally:
+            self._training = before
+
     def _change(self, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = run()
-        if not self.steps.waiting:
+        if not self._training:
             return output
         axes = self.point.layout or "BC"
         drawn = self.steps.take(self.point, int(output.shape[axes.index("B")]))
-        assert drawn is not None
+        if drawn is None:
+            raise CaptureError(
+                f"{self.point.name}: call step(labels, ids=ids, epoch=epoch) before every training batch"
+            )
         if axes[0] != "B":
             raise CaptureError(f"{self.point.name} has its samples on another axis than the first")
         return self._changed(output, axes, drawn)

@@ -5,7 +5,9 @@ Operations run on Keras' backend; between them pixels are NumPy arrays, as a dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +17,24 @@ from keras import ops
 from PIL import Image
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
+from spile.augmentation.canvas import (
+    Array,
+    Operated,
+    check_mode,
+    check_same_size,
+    is_picture,
+    leaves,
+    not_images,
+)
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 from spile.keras.trees import is_tensor
 
 _SEEDS = 2**30
+_TARGETS = "segmentation_masks", "bounding_boxes", "labels"
+_MIXES = keras.layers.MixUp, keras.layers.CutMix, keras.layers.AugMix
+
+_one_at_a_time = threading.RLock()
 
 
 class KerasCanvas:
@@ -56,6 +70,7 @@ class KerasCanvas:
     def opened(self, image: Any) -> tuple[Any, Callable[[Any], Any]]:
         """One image as an array (height, width, channels), and the way back."""
         if isinstance(image, Image.Image):
+            check_mode(image)
             pixels = np.asarray(image)
             grey = pixels.ndim == 2
             return pixels[:, :, None] if grey else pixels, lambda made: Image.fromarray(
@@ -65,6 +80,12 @@ class KerasCanvas:
             dtype = keras.backend.standardize_dtype(image.dtype)
             return self.array(image), lambda made: ops.convert_to_tensor(made, dtype=dtype)
         return np.asarray(image), lambda made: made
+
+    def has_places(self, target: Any, image: Any) -> bool:
+        """Pictures and dicts of annotations."""
+        size = (int(image.shape[0]), int(image.shape[1]))
+        listed = isinstance(target, (list, tuple)) and any(isinstance(each, Mapping) for each in target)
+        return listed or any(is_picture(each, size) for each in leaves(target))
 
     def shared_number(self) -> Any:
         """Keras' workers are threads."""
@@ -79,11 +100,20 @@ class KerasCanvas:
     def operate(self, operation: Any, image: Any, masks: Any, targets: Any, key: int) -> Operated:
         """One operation on one sample."""
         if isinstance(operation, Photometric):
-            return Operated(np.asarray(self.array(operation.function(image))), masks, targets, False)
+            return Operated(self._by_function(operation, image), masks, targets, False)
         if not hasattr(operation, "transform_segmentation_masks"):
             raise AugmentationError(
                 f"{_name(operation)} is no image preprocessing layer of Keras, so it is not known whether it "
                 "moves pixels: wrap a function that does not, spile.augmentation.Photometric(function)"
+            )
+        if isinstance(operation, _MIXES):
+            instead = (
+                "use it in spile.augmentation.KeepSalient, which pastes the region back"
+                if isinstance(operation, keras.layers.AugMix)
+                else "take the policy spile.augmentation.MapCutMix() in its place"
+            )
+            raise AugmentationError(
+                f"{_name(operation)} mixes images, and would mix masks with them: {instead}"
             )
         targets = {} if targets is None else targets
         own = targets.get("segmentation_masks")
@@ -98,6 +128,13 @@ class KerasCanvas:
             pixels, after, boxes = _transformed(operation, image, stacked, boxes)
         if after.shape == stacked.shape and np.array_equal(after[:, :, :2], stacked[:, :, :2]):
             return Operated(pixels, masks, targets or None, False)
+        left = [name for name in targets if name not in _TARGETS]
+        if left:
+            name = f"target {left[0]!r}" if left[0] else "the target"
+            raise AugmentationError(
+                f"{name} would stay where it is while the image moves: pass a dict of {', '.join(_TARGETS)}, "
+                "and leave others out"
+            )
         moved = dict(targets)
         if own is not None:
             kept = after[:, :, len(planes) :].astype(own.dtype)
@@ -111,10 +148,13 @@ class KerasCanvas:
     def repainted(self, operation: Any, image: Any, key: int) -> Any:
         """One operation on the pixels alone."""
         if isinstance(operation, Photometric):
-            return np.asarray(self.array(operation.function(image)))
+            return self._by_function(operation, image)
         with seeded(operation, key):
             done = operation(image[None].astype(np.float32), training=True)
         return self.array(done)[0]
+
+    def _by_function(self, operation: Photometric, image: Array) -> Array:
+        return self.array(operation.function(image.copy()))  # which it may change in place
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""
@@ -184,32 +224,52 @@ class KerasCanvas:
 
     def standard(self, strength: str) -> list[Any]:
         """Operations that move nothing."""
-        if strength == "weak":
-            return [keras.layers.RandomColorJitter((0, 255), 0.1, 0.1, 0.1)]
-        return [
-            keras.layers.RandomColorJitter((0, 255), 0.4, 0.4, 0.4, 0.1),
-            keras.layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=1.0),
-        ]
+        last: dict[str, Any] = {"data_format": "channels_last"}
+        made: list[Any] = [keras.layers.RandomColorJitter((0, 255), 0.1, 0.1, 0.1, **last)]
+        if strength != "weak":
+            made = [
+                keras.layers.RandomColorJitter((0, 255), 0.4, 0.4, 0.4, 0.1, **last),
+                keras.layers.RandomGaussianBlur(1.0, kernel_size=5, sigma=1.0, **last),
+            ]
+        for inner in made[0]._flatten_layers():  # RandomColorJitter does not hand it on
+            inner.data_format = "channels_last"
+        return made
 
 
 @contextmanager
 def seeded(layer: Any, key: int) -> Iterator[None]:
-    """A layer whose random numbers are made of `key`, and whose own state is untouched afterwards."""
-    generators = [
-        value
-        for each in (layer._flatten_layers() if isinstance(layer, keras.Layer) else ())
-        for value in vars(each).values()
-        if isinstance(value, keras.random.SeedGenerator)
-    ]
-    before = [ops.convert_to_numpy(generator.state.value) for generator in generators]
-    try:
-        for number, generator in enumerate(generators):
-            words = [(key + 7919 * number) % _SEEDS, (key >> 31) % _SEEDS]
-            generator.state.assign(np.asarray(words, before[number].dtype))
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.state.assign(state)
+    """A layer whose random numbers are made of `key`, and whose own state is untouched afterwards.
+
+    Threads share the layer and its state, so they wait for each other.
+    """
+    _check_axes(layer)
+    with _one_at_a_time:
+        generators = [
+            value
+            for each in (layer._flatten_layers() if isinstance(layer, keras.Layer) else ())
+            for value in vars(each).values()
+            if isinstance(value, keras.random.SeedGenerator)
+        ]
+        before = [ops.convert_to_numpy(generator.state.value) for generator in generators]
+        try:
+            for number, generator in enumerate(generators):
+                words = [(key + 7919 * number) % _SEEDS, (key >> 31) % _SEEDS]
+                generator.state.assign(np.asarray(words, before[number].dtype))
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.state.assign(state)
+
+
+def _check_axes(layer: Any) -> None:
+    for each in layer._flatten_layers() if isinstance(layer, keras.Layer) else ():
+        if getattr(each, "data_format", None) == "channels_first":
+            held = "" if each is layer else f" in {_name(layer)}, to which Keras hands no data_format on,"
+            raise AugmentationError(
+                f"{_name(each)}{held} takes images (channels, height, width), and here they are (height, "
+                "width, channels): write data_format='channels_last'"
+                + (" of layers one by one" if held else "")
+            )
 
 
 def _transformed(layer: Any, image: Array, planes: Array, boxes: Any) -> tuple[Array, Array, Any]:
@@ -221,7 +281,9 @@ def _transformed(layer: Any, image: Array, planes: Array, boxes: Any) -> tuple[A
     images = ops.convert_to_tensor(image[None].astype(np.float32))
     if not layer.built:
         layer.build(images.shape)
-    drawn = layer.get_random_transformation({"images": images}, training=True)
+    # RandomGrayscale takes the images, other layers a dict with them.
+    bare = "images" in inspect.signature(layer.get_random_transformation).parameters
+    drawn = layer.get_random_transformation(images if bare else {"images": images}, training=True)
 
     def once() -> Any:
         return keras.tree.map_structure(_copied, drawn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,16 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from spile.augmentation.boxes import Box
-from spile.augmentation.canvas import Array, Operated, check_same_size, not_images
+from spile.augmentation.canvas import (
+    Array,
+    Operated,
+    check_mode,
+    check_same_size,
+    is_picture,
+    leaves,
+    left_behind,
+    not_images,
+)
 from spile.augmentation.policies import Photometric
 from spile.errors import AugmentationError
 
@@ -49,7 +58,16 @@ class TorchCanvas:
         """One image as a tensor (channels, height, width), and the way back."""
         if isinstance(image, Tensor):
             return image.as_subclass(Tensor), lambda made: made
+        check_mode(image)
         return functional.pil_to_tensor(image), functional.to_pil_image
+
+    def has_places(self, target: Any, image: Any) -> bool:
+        """What torchvision marks, pictures and dicts of annotations."""
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        listed = isinstance(target, (list, tuple)) and any(isinstance(each, Mapping) for each in target)
+        return listed or any(
+            isinstance(each, tv_tensors.TVTensor) or is_picture(each, size) for each in leaves(target)
+        )
 
     def shared_number(self) -> Any:
         """In shared memory."""
@@ -82,33 +100,27 @@ class TorchCanvas:
         """One operation on one sample."""
         if isinstance(operation, Photometric):
             with seeded(key, image.device):
-                return Operated(operation.function(image), masks, targets, False)
+                pixels = operation.function(image.clone())  # which it may change in place
+            return Operated(_of_same_type(pixels, image, operation), masks, targets, False)
         height, width = image.shape[-2:]
         # Two planes that are different everywhere show whether pixels were moved.
         rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
         columns = torch.arange(width, dtype=torch.float32)[None].expand(height, width)
         planes = torch.cat([torch.stack([rows, columns]), torch.as_tensor(masks)]).to(image.device)
+        left = _left_behind(targets, (height, width), deep=_library(operation) == "torchvision")
+        given = targets if left is None else None
         with seeded(key, image.device):
-            pixels, after, moved = _changed(operation, image, planes, targets, key)
+            pixels, after, moved = _changed(operation, image.clone(), planes, given, key)
+        pixels = _of_same_type(pixels, image, operation)
         if after.shape == planes.shape and torch.equal(after[:2], planes[:2]):
             return Operated(pixels, masks, targets, False)
+        _refuse(left)
         return Operated(pixels, after[2:].cpu().numpy(), moved, True)
 
     def repainted(self, operation: Any, image: Any, key: int) -> Any:
         """One operation on the pixels alone."""
-        function = operation.function if isinstance(operation, Photometric) else operation
         with seeded(key, image.device):
-            match _library(operation):
-                case "kornia":
-                    from spile.torch import on_kornia
-
-                    return on_kornia.repainted(operation, image)
-                case "albumentations":
-                    from spile.torch import on_albumentations
-
-                    return on_albumentations.repainted(operation, image, key)
-            done = function(tv_tensors.Image(image) if isinstance(function, v2.Transform) else image)
-        return done.as_subclass(Tensor) if isinstance(done, tv_tensors.TVTensor) else done
+            return _of_same_type(_repainted(operation, image.clone(), key), image, operation)
 
     def blended(self, image: Any, other: Any, mask: Array) -> Any:
         """``image + (other - image) * mask``."""
@@ -137,6 +149,7 @@ class TorchCanvas:
 
     def cropped_targets(self, targets: Any, box: Box, size: tuple[int, int]) -> Any:
         """Boxes, masks and keypoints after the same."""
+        _refuse(_left_behind(targets, size, deep=False))
         area = box.top, box.left, box.bottom - box.top, box.right - box.left
         return {
             name: functional.resized_crop(value, *area, list(size))
@@ -183,6 +196,52 @@ def _library(operation: Any) -> str:
     """Whose an operation is; the libraries are imported only where one of theirs comes."""
     roots = {base.__module__.partition(".")[0] for base in type(operation).__mro__}
     return next((name for name in ("kornia", "albumentations") if name in roots), "torchvision")
+
+
+def _repainted(operation: Any, image: Tensor, key: int) -> Any:
+    function = operation.function if isinstance(operation, Photometric) else operation
+    match _library(operation):
+        case "kornia":
+            from spile.torch import on_kornia
+
+            return on_kornia.repainted(operation, image)
+        case "albumentations":
+            from spile.torch import on_albumentations
+
+            return on_albumentations.repainted(operation, image, key)
+    return function(tv_tensors.Image(image) if isinstance(function, v2.Transform) else image)
+
+
+def _of_same_type(made: Any, image: Tensor, operation: Any) -> Tensor:
+    """What an operation made, as a plain tensor. Raises `AugmentationError` where its numbers mean others."""
+    if made.dtype != image.dtype:
+        raise AugmentationError(
+            f"{_name(operation)} made {made.dtype} of an image of {image.dtype}, and a band is part of one "
+            "image: convert the whole batch before, images.float() / 255, or leave it out"
+        )
+    plain: Tensor = made.as_subclass(Tensor)
+    return plain
+
+
+def _left_behind(targets: Any, size: tuple[int, int], *, deep: bool) -> str | None:
+    """The name of a target that a move would leave where it is; `deep` where those in lists are moved too."""
+    if targets is None:
+        return None
+    if not deep:
+        for name, value in targets.items():
+            marked = any(isinstance(each, tv_tensors.TVTensor) for each in leaves(value))
+            if marked and not isinstance(value, tv_tensors.TVTensor):
+                return str(name)
+    return left_behind(targets, size, lambda value: isinstance(value, tv_tensors.TVTensor))
+
+
+def _refuse(left: str | None) -> None:
+    if left is not None:
+        name = f"target {left!r}" if left else "the target"
+        raise AugmentationError(
+            f"{name} would stay where it is while the image moves: wrap it as Mask, BoundingBoxes or "
+            "KeyPoints of torchvision, e.g. {'masks': tv_tensors.Mask(mask)}"
+        )
 
 
 def _changed(

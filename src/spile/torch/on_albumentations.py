@@ -109,7 +109,8 @@ def _pixels(image: Tensor) -> Any:
 def _tensor(pixels: Any, like: Tensor) -> Tensor:
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     made = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-    return made.to(like.device, like.dtype)
+    same = made.is_floating_point() == like.is_floating_point()  # of other numbers the caller tells
+    return made.to(like.device, like.dtype if same else made.dtype)
 
 
 def _planes(value: Tensor) -> Any:

@@ -18,7 +18,7 @@ import spile
 from spile.errors import ModelError, TrainingError
 from spile.reporting.record import read_run
 from spile.supervision import Constant, Labels, PseudoLabels, SelfDistill, SmoothedLabels, Teacher
-from spile.torch import engines
+from spile.torch import inputs
 from spile.training.building import build
 from spile.training.running import fit
 
@@ -206,7 +206,7 @@ class Viewing(nn.Module):
 def test_a_model_that_takes_views_is_trained(
     tmp_path: Path, supervise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_FEW_PIXELS", 0)  # so that these small batches are channels last
+    monkeypatch.setattr(inputs, "_FEW_PIXELS", 0)  # so that these small batches are channels last
     images, labels = data()
     coloured = np.repeat(images, 3, axis=1), labels
     assert run(tmp_path, model=Viewing, data=coloured, epochs=4, supervise=supervise).accuracy > 0.9

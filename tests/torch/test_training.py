@@ -95,6 +95,24 @@ def test_what_is_said_of_the_model_is_true_of_it(tmp_path: Path) -> None:
     assert found.accuracy == pytest.approx(float(right))
 
 
+@pytest.mark.parametrize("supervise", [None, HEADS])
+def test_a_class_that_no_training_row_has_counts_as_wrong(tmp_path: Path, supervise: Any) -> None:
+    x, y = data(120)
+    splits = ["train" if i < 90 else "test" for i in range(120)]
+    kept = [i for i in range(120) if i >= 90 or y[i] != "c"]
+    source = spile.data.open_source(x[kept], labels=[y[i] for i in kept], splits=[splits[i] for i in kept])
+    words = r"10 of 30 test rows are of classes that no training row has: 'c'\. They count as wrong"
+    with pytest.warns(UserWarning, match=words):
+        found = run(tmp_path, data=source, supervise=supervise, epochs=6)
+    with torch.no_grad():
+        said = [found.classes[i] for i in found.model(torch.from_numpy(x[90:])).argmax(1)]
+    assert found.accuracy == pytest.approx(np.mean([a == b for a, b in zip(said, y[90:], strict=True)]))
+    assert 0.5 < found.accuracy < 0.67
+    last = found.epochs[-1]
+    assert np.isfinite(last["test/loss"])
+    assert supervise is None or last["test/0/accuracy"] < 0.67
+
+
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,15 @@ def test_own_splits_are_kept() -> None:
     assert (rows.labelled.max(), rows.test.min()) == (39, 40)
 
 
+def test_a_class_of_test_rows_alone_has_a_number_of_no_class() -> None:
+    labels: list[Any] = [*["a", "b"] * 10, "d", "c", "a", None]
+    rows = choose(source(labels, splits=["train"] * 20 + ["test"] * 4))
+    assert (rows.classes, rows.unseen) == (("a", "b"), ("c", "d"))
+    assert rows.codes[20:].tolist() == [2, 2, 0, -1]
+    assert rows.test.tolist() == [20, 21, 22]
+    assert choose(source()).unseen == ()
+
+
 def test_groups_stay_together() -> None:
     rows = choose(source(groups=[f"g{i // 6}" for i in range(60)]), validate=True)
     parts = [{i // 6 for i in part} for part in (rows.labelled, rows.validation, rows.test)]

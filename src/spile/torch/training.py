@@ -155,7 +155,7 @@ class Training(pl.LightningModule):
         self._ended = time.perf_counter()
 
     def validation_step(self, batch: LabelledBatch, index: int, dataloader_idx: int = 0) -> None:
-        """Measure a batch; heads are measured too."""
+        """Measure a batch; heads are measured too. A class that is not learnt has no loss, and is wrong."""
         inputs, labels = self._ready(batch)
         output = _called(self.net, inputs)
         by_head = (
@@ -164,9 +164,12 @@ class Training(pl.LightningModule):
             else {"": output.main, **{f"{name}/": logits for name, logits in output.aux.items()}}
         )
         for head, logits in by_head.items():
-            _, found = _plain_loss(logits, labels)
-            known = int((labels >= 0).sum())
-            self._means.add(f"{self._names[dataloader_idx]}/{head}", found, known)
+            learnt = torch.where(labels < logits.shape[1], labels, losses.NO_LABEL)
+            loss, _ = _plain_loss(logits, learnt)
+            right = losses.accuracy(logits, labels, task="classification")
+            name = f"{self._names[dataloader_idx]}/{head}"
+            self._means.add(name, {"loss": loss}, int((learnt >= 0).sum()))
+            self._means.add(name, {"accuracy": right}, int((labels >= 0).sum()))
 
     def shown(self) -> dict[str, Any]:
         """For the progress bar: the mean loss of the epoch so far."""

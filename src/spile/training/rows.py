@@ -45,7 +45,9 @@ class TrainingRows:
     """Only measures."""
     classes: tuple[Label, ...]
     codes: npt.NDArray[np.int64]
-    """(n,) of every row of the source; -1 without a label."""
+    """(n,) of every row of the source; -1 without a label, ``len(classes)`` for a class not learnt."""
+    unseen: tuple[Label, ...] = ()
+    """Classes of test rows alone. No answer for them is right."""
 
     @property
     def train(self) -> Rows:
@@ -87,8 +89,9 @@ def choose_rows(
         inner = _Column(column.labels[kept], None, None if column.groups is None else column.groups[kept])
         part = split_rows(inner, shots=None, seed=seed)
         kept, validation = kept[part.train], kept[part.test]
-    classes = sorted({labels[i] for i in kept}, key=lambda label: (isinstance(label, str), label))
-    numbers = {label: number for number, label in enumerate(classes)}
+    classes = _ordered({labels[i] for i in kept})
+    numbers: dict[Any, int] = {label: number for number, label in enumerate(classes)}
+    codes = [numbers.get(label, -1 if label is None or label != label else len(classes)) for label in labels]
     without = [
         i for i, record in enumerate(records) if record.label is None and record.split in (None, "train")
     ]
@@ -98,9 +101,14 @@ def choose_rows(
         unlabelled=rest if unlabelled else rest[:0],
         validation=validation,
         test=split.test,
-        classes=tuple(classes),
-        codes=np.array([numbers.get(label, -1) for label in labels], np.int64),
+        classes=classes,
+        codes=np.array(codes, np.int64),
+        unseen=_ordered({labels[i] for i in split.test} - set(classes)),
     )
+
+
+def _ordered(labels: set[Label]) -> tuple[Label, ...]:
+    return tuple(sorted(labels, key=lambda label: (isinstance(label, str), label)))
 
 
 def _check(labels: Sequence[Any], name: str) -> None:

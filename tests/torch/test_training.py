@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import spile
-from spile.errors import ModelError, TrainingError
+from spile.errors import DataError, ModelError, TrainingError
 from spile.reporting.record import read_run
 from spile.supervision import Constant, Labels, PseudoLabels, SelfDistill, SmoothedLabels, Teacher
 from spile.torch import inputs
@@ -88,7 +88,8 @@ def test_what_is_said_of_the_model_is_true_of_it(tmp_path: Path) -> None:
     """The accuracy reported is that of the model returned, on rows that it did not learn from."""
     x, y = data()
     found = run(tmp_path, epochs=4)
-    _, rows, _, _ = fit(recipe(epochs=1), tmp_path / "other", seed=0)
+    _, reader, _ = fit(recipe(epochs=1), tmp_path / "other", seed=0)
+    rows = reader.rows
     with torch.no_grad():
         said = [found.classes[i] for i in found.model(torch.from_numpy(x[rows.test])).argmax(1)]
     right = np.mean([a == y[i] for a, i in zip(said, rows.test, strict=True)])
@@ -236,6 +237,27 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
         run(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="of another recipe: epochs was 1, is 2"):
         run(tmp_path, epochs=2, resume=True)
+
+
+def test_what_cannot_be_read_is_in_the_report_and_too_much_of_it_stops(tmp_path: Path) -> None:
+    x, y = data()
+    good = spile.data.open_source(x, labels=y)
+
+    def read(position: int) -> Any:
+        if position % 30 == 0:
+            raise spile.data.BadSample("file not found")
+        return good.read(position)
+
+    source = spile.data.Samples(good.name, good.kind, good.records, read)
+    with pytest.raises(DataError, match=r"3 of 90 samples cannot be used .*give a larger max_bad"):
+        run(tmp_path, data=source)
+    run(tmp_path, data=source, max_bad=0.05, resume=True)  # the limit is no other recipe
+    record = read_run(tmp_path / "run")
+    assert [(bad.id, bad.reason) for bad in record.skipped] == [
+        (good.records[i].id, "file not found") for i in (0, 30, 60)
+    ]
+    assert record.skipped_total == 3
+    assert "3 skipped" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

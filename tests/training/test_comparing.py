@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from spile.data import Skipped
 from spile.errors import TrainingError
 from spile.fitting import Fitted
 from spile.reporting.record import read_run
@@ -65,7 +66,11 @@ class Runs:
         class Rows:
             test = (0,)
 
-        return None, Rows(), None, Fitted(epochs=epochs, best=len(epochs) - 1)
+        class Reader:
+            rows = Rows
+            skipped = {3: Skipped(3, "gone.png", "file not found")}
+
+        return None, Reader, Fitted(epochs=epochs, best=len(epochs) - 1)
 
 
 @pytest.fixture
@@ -91,6 +96,7 @@ def test_both_budgets_and_the_time_to_accuracy(
     assert "accuracy" in str(found) and found.verdict in str(found)
     record = read_run(tmp_path)
     assert record.comparison is not None and record.comparison.verdict == found.verdict
+    assert [bad.id for bad in record.skipped] == ["gone.png"] and record.skipped_total == 1
     html = (tmp_path / "report.html").read_text()
     assert "Equal time" in html and found.verdict in html
     json.dumps(found.to_json())

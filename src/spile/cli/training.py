@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spile.cli.options import AsJson, BatchSize, Data, Device, InputSize, ModelName, Quiet, Weights, typed
+from spile.cli.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    InputSize,
+    MaxBad,
+    ModelName,
+    Quiet,
+    Weights,
+    typed,
+)
 from spile.cli.showing import print_line, show, table_of
 from spile.errors import AugmentationError, SupervisionError, nearest
 
@@ -115,6 +126,7 @@ def train(
     accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="That --compare takes the time to.")
     ] = None,
+    max_bad: MaxBad = 0.01,
     weights: Weights = None,
     input_size: InputSize = None,
     device: Device = None,
@@ -146,6 +158,7 @@ def train(
         shots=shots,
         patience=patience,
         from_probe=from_probe,
+        max_bad=max_bad,
     )
     if compare:
         _compare(recipe, out, seeds, accuracy, quiet=quiet, as_json=as_json)

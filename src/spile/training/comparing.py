@@ -11,12 +11,13 @@ from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from spile.data import Skipped
 from spile.errors import TrainingError
 from spile.fitting import Epoch
 from spile.probing.record import about, write_json
 from spile.reporting import write_report
 from spile.training.recipe import Recipe
-from spile.training.record import chart
+from spile.training.record import chart, left_out
 from spile.training.running import fit
 from spile.training.statistics import Difference, Reached, paired_difference, time_to
 
@@ -129,9 +130,10 @@ def compare(
     _check(recipe_a, recipe_b, seeds, level)
     recipes = (recipe_a, recipe_b)
     runs: tuple[list[tuple[Epoch, ...]], list[tuple[Epoch, ...]]] = ([], [])
+    skipped: dict[int, Skipped] = {}
     for seed in range(seeds):
         for recipe, found in zip(recipes, runs, strict=True):
-            found.append(_run(recipe, seed, progress))
+            found.append(_run(recipe, seed, progress, skipped))
     a, b = ([_final(epochs) for epochs in found] for found in runs)
     seconds = (median(run[-1]["seconds"] for run in runs[0]), median(run[-1]["seconds"] for run in runs[1]))
     ratio = median(b[-1]["seconds"] / a[-1]["seconds"] for a, b in zip(*runs, strict=True))
@@ -141,7 +143,7 @@ def compare(
         names=names,
         seeds=tuple(range(seeds)),
         equal_steps=_scores("equal steps", a, b, epochs, level),
-        equal_time=_at_equal_time(recipes, (a, b), ratio, level, progress) if equal_time else None,
+        equal_time=_at_equal_time(recipes, (a, b), ratio, level, progress, skipped) if equal_time else None,
         seconds=seconds,
         accuracy=wanted,
         reached=(_reached(runs[0], wanted), _reached(runs[1], wanted)),
@@ -153,7 +155,7 @@ def compare(
     if (folder / "run.json").exists():
         raise TrainingError(f"{folder} holds a run already: name another folder (out=, --out)")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", record(made, title, command))
+    write_json(folder / "run.json", {**record(made, title, command), **left_out(skipped)})
     return replace(made, report=write_report(folder))
 
 
@@ -212,11 +214,15 @@ def _is_object(model: Any) -> bool:
     return framework_of(model) is not None
 
 
-def _run(recipe: Recipe, seed: int, progress: bool) -> tuple[Epoch, ...]:
+def _run(recipe: Recipe, seed: int, progress: bool, skipped: dict[int, Skipped]) -> tuple[Epoch, ...]:
+    """What was measured after every epoch; what could not be read is added to `skipped`."""
     with TemporaryDirectory() as folder:
-        _, rows, source, fitted = fit(recipe, Path(folder), seed=seed, progress=progress)
-    if not len(rows.test):
-        raise TrainingError(f"{source.name}: there are no test rows to compare on; give a split column")
+        _, reader, fitted = fit(recipe, Path(folder), seed=seed, progress=progress)
+    skipped.update(reader.skipped)
+    if not len(reader.rows.test):
+        raise TrainingError(
+            f"{reader.source.name}: there are no test rows to compare on; give a split column"
+        )
     if recipe.patience is not None:
         return fitted.epochs[: fitted.best + 1]
     return fitted.epochs
@@ -239,6 +245,7 @@ def _at_equal_time(
     ratio: float,
     level: float,
     progress: bool,
+    skipped: dict[int, Skipped],
 ) -> Scores:
     """The faster recipe with more epochs; `ratio` is the time of b over that of a."""
     epochs = [recipe.epochs for recipe in recipes]
@@ -247,7 +254,7 @@ def _at_equal_time(
     found = list(scores)
     if longer > epochs[faster]:
         stretched = replace(recipes[faster], epochs=longer)
-        found[faster] = [_final(_run(stretched, seed, progress)) for seed in range(len(scores[0]))]
+        found[faster] = [_final(_run(stretched, seed, progress, skipped)) for seed in range(len(scores[0]))]
         epochs[faster] = longer
     return _scores("equal time", found[0], found[1], (epochs[0], epochs[1]), level)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spile.data import Batch, Samples, Source, Stream, batches, open_source
+from spile.data import Batch, Samples, Skipped, Source, Stream, batches, open_source
 from spile.data.samples import RecordView
 from spile.errors import DataError, TrainingError
 from spile.fitting import LabelledBatch
 from spile.models import LoadedModel
+from spile.pipeline import BadSampleLimit
 from spile.probing.rows import draw, split_rows
 
 Rows = npt.NDArray[np.intp]
@@ -163,13 +164,25 @@ def _cycled(length: int, wanted: int, rng: np.random.Generator) -> npt.NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Batches of a source, with class numbers."""
+    """Batches of a source, with class numbers.
+
+    Reading raises `DataError` where more than the share `max_bad` of the rows cannot be read.
+    """
 
     source: Source
     rows: TrainingRows
     loaded: LoadedModel
     batch_size: int
     seed: int
+    max_bad: float = 0.01
+    skipped: dict[int, Skipped] = field(default_factory=dict)
+    """What could not be read so far, by its position in the source."""
+    _limit: BadSampleLimit = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        total = sum(map(len, (self.rows.train, self.rows.validation, self.rows.test)))
+        limit = BadSampleLimit(self.max_bad, total, skipped=0, kept=None)
+        object.__setattr__(self, "_limit", limit)
 
     @property
     def batches(self) -> int:
@@ -205,10 +218,20 @@ class Reader:
         return epoch_order(*sizes, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
 
     def _read(self, positions: Rows, width: int) -> Iterator[Batch]:
-        """Batches of these samples; a sample may stand there twice. Unreadable ones are left out."""
+        """Batches of these samples; a sample may stand there twice. What is unreadable is noted."""
         records, read = self.source.records, self.source.read
         view = RecordView(len(positions), lambda p: records[int(positions[p])])
         chosen = Samples(self.source.name, self.source.kind, view, lambda p: read(int(positions[p])))
         preprocessing = None if self.source.kind == "array" else self.loaded.preprocessing
         reading = batches(chosen, preprocessing, batch_size=width, tokenizer=self.loaded.tokenize)
-        return (batch for batch in reading if batch.records)
+        for batch in reading:
+            self._note(batch, positions)
+            if batch.records:
+                yield batch
+
+    def _note(self, batch: Batch, positions: Rows) -> None:
+        """Every sample counts once, however many epochs read it."""
+        found = {int(positions[bad.position]): bad for bad in batch.skipped}
+        new = {at: replace(bad, position=at) for at, bad in found.items() if at not in self.skipped}
+        self.skipped.update(new)
+        self._limit.count(replace(batch, skipped=tuple(new.values())))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 from spile.cli import app
 from spile.cli.training import target_named, weighting_named
@@ -95,6 +96,25 @@ def test_compare_prints_a_verdict(given: list[str], capsys: pytest.CaptureFixtur
     assert Path(found["report"]).is_file()
     with pytest.raises(SupervisionError, match="--supervise auto"):
         spile("train", *given, "--compare")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--head linear", "--head is of --supervise, which is not there: add --supervise auto, or leave"),
+        ("--targets labels --augment bylevel:0", "--targets is of --supervise"),
+        ("--weight 0.3", "--weight is of --supervise"),
+        ("--gradient 0", "--gradient is of --supervise"),
+        ("--maps random --supervise 0", "--maps is of --augment, .* add --augment bylevel:layer3"),
+        ("--seeds 5", "--seeds is of --compare, which is not there: add --compare, or leave --seeds out"),
+        ("--accuracy 0", "--accuracy is of --compare"),
+        ("--compare --supervise 0 --seed 0", "--seed does not go with --compare, .* write --seeds"),
+        ("--compare --supervise 0 --resume", "--resume does not go with --compare"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(given: list[str], options: str, words: str) -> None:
+    with pytest.raises(typer.BadParameter, match=words):
+        spile("train", *given, *options.split())
 
 
 def test_weights_and_targets_by_name(given: list[str]) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from spile.data import Skipped
-from spile.errors import TrainingError
+from spile.errors import StoreError, TrainingError
 from spile.fitting import Fitted
 from spile.reporting.record import read_run
 from spile.training import Recipe, Supervision, comparing
@@ -68,7 +69,7 @@ class Runs:
 
         class Reader:
             rows = Rows
-            skipped = {3: Skipped(3, "gone.png", "file not found")}
+            skipped = MappingProxyType({3: Skipped(3, "gone.png", "file not found")})
 
         return None, Reader, Fitted(epochs=epochs, best=len(epochs) - 1)
 
@@ -100,6 +101,19 @@ def test_both_budgets_and_the_time_to_accuracy(
     html = (tmp_path / "report.html").read_text()
     assert "Equal time" in html and found.verdict in html
     json.dumps(found.to_json())
+
+
+def test_a_folder_that_will_not_do_is_refused_before_anything_is_trained(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = Runs(gain=0.0)
+    monkeypatch.setattr(comparing, "fit", runs)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(TrainingError, match="holds a run already: name another folder"):
+        compare(recipe, recipe, 2, out=tmp_path)
+    with pytest.raises(StoreError, match=r"cannot write to .*: Not a directory\. Name another folder"):
+        compare(recipe, recipe, 2, out=tmp_path / "run.json" / "new")
+    assert not runs.asked
 
 
 def test_no_gain_is_a_no(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from spile.data import Skipped
-from spile.errors import TrainingError
+from spile.errors import StoreError, TrainingError
 from spile.fitting import Epoch
 from spile.probing.record import about, write_json
 from spile.reporting import write_report
@@ -125,9 +125,10 @@ def compare(
         title: of the report.
         command: what was typed, for the report.
 
-    Raises `TrainingError` where the recipes cannot be compared.
+    Raises `TrainingError` where the recipes cannot be compared, and `StoreError` where `out` cannot be made.
     """
     _check(recipe_a, recipe_b, seeds, level)
+    folder = None if out is None else _folder(Path(out))
     recipes = (recipe_a, recipe_b)
     runs: tuple[list[tuple[Epoch, ...]], list[tuple[Epoch, ...]]] = ([], [])
     skipped: dict[int, Skipped] = {}
@@ -149,12 +150,8 @@ def compare(
         reached=(_reached(runs[0], wanted), _reached(runs[1], wanted)),
         curves=(tuple(runs[0]), tuple(runs[1])),
     )
-    if out is None:
+    if folder is None:
         return made
-    folder = Path(out)
-    if (folder / "run.json").exists():
-        raise TrainingError(f"{folder} holds a run already: name another folder (out=, --out)")
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "run.json", {**record(made, title, command), **left_out(skipped)})
     return replace(made, report=write_report(folder))
 
@@ -206,6 +203,19 @@ def _check(a: Recipe, b: Recipe, seeds: int, level: float) -> None:
         raise TrainingError(
             "the recipes take other numbers of steps: give both the same epochs, batch_size and accumulate"
         )
+
+
+def _folder(folder: Path) -> Path:
+    """Make the folder, before hours are spent on what goes there."""
+    if (folder / "run.json").exists():
+        raise TrainingError(f"{folder} holds a run already: name another folder (out=, --out)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder}: {error.strerror or error}. Name another folder (out=, --out)"
+        ) from error
+    return folder
 
 
 def _is_object(model: Any) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich
 import typer
 
 from spile.cli import app
@@ -96,6 +97,29 @@ def test_compare_prints_a_verdict(given: list[str], capsys: pytest.CaptureFixtur
     assert Path(found["report"]).is_file()
     with pytest.raises(SupervisionError, match="--supervise auto"):
         spile("train", *given, "--compare")
+
+
+PRINTS = """
+import builtins
+builtins.print("made")
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals_and_never_among_the_results(
+    given: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with Path(given[2].removesuffix(":make")).open("a") as file:
+        file.write(PRINTS)
+    before = dict(vars(rich.get_console()))
+    spile("train", *given[:-1], "--epochs", "2", "--json")
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["epochs"]) == 2
+    assert "made" in shown.err
+    assert ("epoch 1 of 2" in shown.err) is terminal
+    assert vars(rich.get_console()) == before
 
 
 @pytest.mark.parametrize(

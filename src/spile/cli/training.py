@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -178,7 +180,8 @@ def train(
     if compare:
         _compare(recipe, out, seeds or _SEEDS, accuracy, quiet=quiet, as_json=as_json)
         return
-    run = spile.train(recipe, out=out, seed=seed or 0, resume=resume, progress=not quiet, command=typed())
+    with _results_alone():
+        run = spile.train(recipe, out=out, seed=seed or 0, resume=resume, progress=not quiet, command=typed())
     rows = [_row(number, epoch) for number, epoch in enumerate(run.epochs, 1)]
     table = table_of(rows, "epoch", "train loss", "train", "validation", "test", "seconds")
     show(
@@ -188,6 +191,11 @@ def train(
     )
     if not as_json:
         print_line(str(run))
+
+
+def _results_alone() -> redirect_stdout[TextIO]:
+    """Keeps what is printed on the way, such as Keras' bar, out of standard output."""
+    return redirect_stdout(sys.stderr)
 
 
 def _belong_to(option: str, given: bool, others: Mapping[str, Any]) -> None:
@@ -213,16 +221,17 @@ def _compare(
     if recipe.augment is not None:
         baseline = replace(recipe, augment=replace(recipe.augment, maps="permuted"))
         names = ("permuted maps", f"{recipe.augment.maps} maps")
-    found = spile.compare(
-        baseline,
-        recipe,
-        seeds,
-        names=names,
-        accuracy=accuracy,
-        out=out,
-        progress=not quiet,
-        command=typed(),
-    )
+    with _results_alone():
+        found = spile.compare(
+            baseline,
+            recipe,
+            seeds,
+            names=names,
+            accuracy=accuracy,
+            out=out,
+            progress=not quiet,
+            command=typed(),
+        )
     if as_json:
         show(None, {**found.to_json(), "report": str(found.report)}, as_json)
         return

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import rich
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ def fit(job: Job) -> Fitted:
             max_epochs=job.epochs,
             limit_train_batches=_used(job),
             accumulate_grad_batches=job.optimizing.accumulate,
-            callbacks=[*stopping, *([_Bar()] if job.progress else [])],
+            callbacks=[*stopping, *([_Bar(console_kwargs={"stderr": True})] if job.progress else [])],
             logger=[_logger(wanted, job) for wanted in job.loggers] or False,
             default_root_dir=job.folder,
             enable_progress_bar=job.progress,
@@ -358,7 +359,12 @@ def _logger(wanted: Any, job: Job) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning tells which accelerators there are, each time, and uses what PyTorch deprecates."""
+    """Lightning tells which accelerators there are, each time, and uses what PyTorch deprecates.
+
+    Its bar sets up the console that Rich keeps for everybody, which gets its settings back.
+    """
+    console = rich.get_console()
+    settings = dict(vars(console))
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -370,3 +376,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+        vars(console).update(settings)

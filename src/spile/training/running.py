@@ -223,7 +223,7 @@ def fit(
         resume=resume,
         patience=recipe.patience,
         probe=first if diagnose and built.supervised is not None else None,
-        progress=progress,
+        progress=progress and _is_watched(),
         loggers=loggers,
     )
     if job.steps < 1:
@@ -232,6 +232,14 @@ def fit(
             f"accumulate={reader.batches} or less, or a smaller batch_size"
         )
     return built, reader, backend_of(job.model).fit(job)
+
+
+def _is_watched() -> bool:
+    """Whether standard error is a terminal, or a notebook's."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
 
 
 def _check_classes(rows: TrainingRows, source: Source) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], command: str)
     assert code == 0 and not err
     assert f"Example: spile {command}" in out
     assert command == "report" or "--json" in out
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spile(capsys, "--version") == (0, f"spile {version('spile')}\n", "")
 
 
 @pytest.mark.parametrize(

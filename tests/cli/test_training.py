@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich
+import typer
 
 from spile.cli import app
 from spile.cli.training import target_named, weighting_named
@@ -95,6 +97,48 @@ def test_compare_prints_a_verdict(given: list[str], capsys: pytest.CaptureFixtur
     assert Path(found["report"]).is_file()
     with pytest.raises(SupervisionError, match="--supervise auto"):
         spile("train", *given, "--compare")
+
+
+PRINTS = """
+import builtins
+builtins.print("made")
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals_and_never_among_the_results(
+    given: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    with Path(given[2].removesuffix(":make")).open("a") as file:
+        file.write(PRINTS)
+    before = dict(vars(rich.get_console()))
+    spile("train", *given[:-1], "--epochs", "2", "--json")
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["epochs"]) == 2
+    assert "made" in shown.err
+    assert ("epoch 1 of 2" in shown.err) is terminal
+    assert vars(rich.get_console()) == before
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--head linear", "--head is of --supervise, which is not there: add --supervise auto, or leave"),
+        ("--targets labels --augment bylevel:0", "--targets is of --supervise"),
+        ("--weight 0.3", "--weight is of --supervise"),
+        ("--gradient 0", "--gradient is of --supervise"),
+        ("--maps random --supervise 0", "--maps is of --augment, .* add --augment bylevel:layer3"),
+        ("--seeds 5", "--seeds is of --compare, which is not there: add --compare, or leave --seeds out"),
+        ("--accuracy 0", "--accuracy is of --compare"),
+        ("--compare --supervise 0 --seed 0", "--seed does not go with --compare, .* write --seeds"),
+        ("--compare --supervise 0 --resume", "--resume does not go with --compare"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(given: list[str], options: str, words: str) -> None:
+    with pytest.raises(typer.BadParameter, match=words):
+        spile("train", *given, *options.split())
 
 
 def test_weights_and_targets_by_name(given: list[str]) -> None:

@@ -110,9 +110,16 @@ def test_several_names_a_row(tmp_path):
     assert labels(open_source(tmp_path / "list.parquet")) == [frozenset({"cat", "dog"}), frozenset()]
 
 
+def test_without_a_label_column_no_sample_has_a_label(tmp_path):
+    source = open_source(write(tmp_path / "new.csv", "path,taken,group\na.png,2024,7\nb.png,2025,\n"))
+    assert list(source.records) == [Record("a.png", None, None, "7"), Record("b.png", None)]
+    pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "new.parquet")
+    assert labels(open_source(tmp_path / "new.parquet")) == [None, None]
+
+
 @pytest.mark.parametrize(
     "header",
-    ["path,label,labels", "file,class", "path", "label,split", "path,label,label", "path, label"],
+    ["path,label,labels", "file,class", "label,split", "path,label,label", "path, label", "path,Label"],
     ids=lambda value: value,
 )
 def test_wrong_columns_are_listed_with_the_needed_ones(tmp_path, header):
@@ -121,7 +128,9 @@ def test_wrong_columns_are_listed_with_the_needed_ones(tmp_path, header):
         open_source(manifest)
     message = str(caught.value)
     assert all(repr(name) in message for name in header.split(","))
-    assert "needed: 'path' (or 'text') and 'label', each once" in message and "\n" not in message
+    assert (
+        "needed: 'path' (or 'text'), and to learn from, 'label', each once" in message and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize(

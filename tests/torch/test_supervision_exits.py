@@ -250,6 +250,7 @@ def test_heads_of_ones_own_are_given_when_loading(tmp_path: Path) -> None:
         (3, "pass .inputs, labels."),
         ((torch.zeros(40, 3, 6, 6), torch.full((40,), -1)), "one class number a sample, 0 or more"),
         ((torch.zeros(10, 3, 6, 6), torch.zeros(10, dtype=torch.long)), "10 samples are too few"),
+        ((torch.zeros(64, 3, 6, 6), torch.zeros(40, dtype=torch.long)), "inputs of 64 samples and 40 labels"),
     ],
 )
 def test_data_that_cannot_calibrate(given: Any, message: str) -> None:

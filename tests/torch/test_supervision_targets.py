@@ -76,6 +76,21 @@ def test_rows_without_a_label_count_nothing_and_a_batch_without_any_gives_0(imag
     assert all(p.grad is not None and not p.grad.any() for p in supervised.parameters())
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1, 5], r"a label is 5, and the 5 classes are 0 to 4; -1 is no label\..* num_classes=6"),
+        ([0, -100, -1], r"a label is -100, .* type: labels\[labels == -100\] = -1$"),
+    ],
+)
+def test_a_label_that_is_no_class_is_refused(images: Tensor, labels: list[int], words: str) -> None:
+    for targets in (Labels(), [PseudoLabels()]):
+        supervised = make(targets=targets)
+        for given in (labels, torch.tensor(labels), torch.tensor(labels, dtype=torch.int16)):
+            with pytest.raises(SupervisionError, match=words):
+                supervised.loss(supervised(images[:3]), given, progress=0)
+
+
 def test_soft_labels_of_a_batch_are_rows_of_probabilities(images: Tensor) -> None:
     mixed = torch.full((6, 5), 0.2)
     out = (supervised := make())(images)

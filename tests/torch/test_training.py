@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import spile
-from spile.errors import ModelError, TrainingError
+from spile.errors import DataError, ModelError, TrainingError
 from spile.reporting.record import read_run
 from spile.supervision import Constant, Labels, PseudoLabels, SelfDistill, SmoothedLabels, Teacher
-from spile.torch import engines
+from spile.torch import inputs
 from spile.training.building import build
 from spile.training.running import fit
 
@@ -88,11 +88,30 @@ def test_what_is_said_of_the_model_is_true_of_it(tmp_path: Path) -> None:
     """The accuracy reported is that of the model returned, on rows that it did not learn from."""
     x, y = data()
     found = run(tmp_path, epochs=4)
-    _, rows, _, _ = fit(recipe(epochs=1), tmp_path / "other", seed=0)
+    _, reader, _ = fit(recipe(epochs=1), tmp_path / "other", seed=0)
+    rows = reader.rows
     with torch.no_grad():
         said = [found.classes[i] for i in found.model(torch.from_numpy(x[rows.test])).argmax(1)]
     right = np.mean([a == y[i] for a, i in zip(said, rows.test, strict=True)])
     assert found.accuracy == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize("supervise", [None, HEADS])
+def test_a_class_that_no_training_row_has_counts_as_wrong(tmp_path: Path, supervise: Any) -> None:
+    x, y = data(120)
+    splits = ["train" if i < 90 else "test" for i in range(120)]
+    kept = [i for i in range(120) if i >= 90 or y[i] != "c"]
+    source = spile.data.open_source(x[kept], labels=[y[i] for i in kept], splits=[splits[i] for i in kept])
+    words = r"10 of 30 test rows are of classes that no training row has: 'c'\. They count as wrong"
+    with pytest.warns(UserWarning, match=words):
+        found = run(tmp_path, data=source, supervise=supervise, epochs=6)
+    with torch.no_grad():
+        said = [found.classes[i] for i in found.model(torch.from_numpy(x[90:])).argmax(1)]
+    assert found.accuracy == pytest.approx(np.mean([a == b for a, b in zip(said, y[90:], strict=True)]))
+    assert 0.5 < found.accuracy < 0.67
+    last = found.epochs[-1]
+    assert np.isfinite(last["test/loss"])
+    assert supervise is None or last["test/0/accuracy"] < 0.67
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_was_not_cut_off(
@@ -206,7 +225,7 @@ class Viewing(nn.Module):
 def test_a_model_that_takes_views_is_trained(
     tmp_path: Path, supervise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_FEW_PIXELS", 0)  # so that these small batches are channels last
+    monkeypatch.setattr(inputs, "_FEW_PIXELS", 0)  # so that these small batches are channels last
     images, labels = data()
     coloured = np.repeat(images, 3, axis=1), labels
     assert run(tmp_path, model=Viewing, data=coloured, epochs=4, supervise=supervise).accuracy > 0.9
@@ -218,6 +237,27 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path) -> None:
         run(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="of another recipe: epochs was 1, is 2"):
         run(tmp_path, epochs=2, resume=True)
+
+
+def test_what_cannot_be_read_is_in_the_report_and_too_much_of_it_stops(tmp_path: Path) -> None:
+    x, y = data()
+    good = spile.data.open_source(x, labels=y)
+
+    def read(position: int) -> Any:
+        if position % 30 == 0:
+            raise spile.data.BadSample("file not found")
+        return good.read(position)
+
+    source = spile.data.Samples(good.name, good.kind, good.records, read)
+    with pytest.raises(DataError, match=r"3 of 90 samples cannot be used .*give a larger max_bad"):
+        run(tmp_path, data=source)
+    run(tmp_path, data=source, max_bad=0.05, resume=True)  # the limit is no other recipe
+    record = read_run(tmp_path / "run")
+    assert [(bad.id, bad.reason) for bad in record.skipped] == [
+        (good.records[i].id, "file not found") for i in (0, 30, 60)
+    ]
+    assert record.skipped_total == 3
+    assert "3 skipped" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:

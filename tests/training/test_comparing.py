@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from spile.errors import TrainingError
+from spile.data import Skipped
+from spile.errors import StoreError, TrainingError
 from spile.fitting import Fitted
 from spile.reporting.record import read_run
 from spile.training import Recipe, Supervision, comparing
@@ -65,7 +67,11 @@ class Runs:
         class Rows:
             test = (0,)
 
-        return None, Rows(), None, Fitted(epochs=epochs, best=len(epochs) - 1)
+        class Reader:
+            rows = Rows
+            skipped = MappingProxyType({3: Skipped(3, "gone.png", "file not found")})
+
+        return None, Reader, Fitted(epochs=epochs, best=len(epochs) - 1)
 
 
 @pytest.fixture
@@ -91,9 +97,23 @@ def test_both_budgets_and_the_time_to_accuracy(
     assert "accuracy" in str(found) and found.verdict in str(found)
     record = read_run(tmp_path)
     assert record.comparison is not None and record.comparison.verdict == found.verdict
+    assert [bad.id for bad in record.skipped] == ["gone.png"] and record.skipped_total == 1
     html = (tmp_path / "report.html").read_text()
     assert "Equal time" in html and found.verdict in html
     json.dumps(found.to_json())
+
+
+def test_a_folder_that_will_not_do_is_refused_before_anything_is_trained(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = Runs(gain=0.0)
+    monkeypatch.setattr(comparing, "fit", runs)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(TrainingError, match="holds a run already: name another folder"):
+        compare(recipe, recipe, 2, out=tmp_path)
+    with pytest.raises(StoreError, match=r"cannot write to .*: Not a directory\. Name another folder"):
+        compare(recipe, recipe, 2, out=tmp_path / "run.json" / "new")
+    assert not runs.asked
 
 
 def test_no_gain_is_a_no(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

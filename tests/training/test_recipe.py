@@ -21,6 +21,7 @@ from spile.training.recipe import checked_options
         ({"schedule": "step"}, r"schedule='step'.*Allowed: 'cosine', 'constant'"),
         ({"rate": 0}, r"rate=0: write a learning rate above 0"),
         ({"warmup": 1}, r"warmup=1: write a share"),
+        ({"max_bad": 5}, r"max_bad=5: write a share from 0 to 1"),
         ({"decay": -1}, r"decay=-1"),
         ({"supervise": ["layer2"]}, r"spile.Supervision\(taps="),
     ],

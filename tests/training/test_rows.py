@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spile.data import open_source
+from spile.data import BadSample, Samples, open_source
 from spile.errors import DataError, TrainingError
 from spile.models import as_loaded
 from spile.training.rows import Reader, choose_rows, epoch_order, open_rows
@@ -58,6 +58,15 @@ def test_own_splits_are_kept() -> None:
     assert (rows.labelled.max(), rows.test.min()) == (39, 40)
 
 
+def test_a_class_of_test_rows_alone_has_a_number_of_no_class() -> None:
+    labels: list[Any] = [*["a", "b"] * 10, "d", "c", "a", None]
+    rows = choose(source(labels, splits=["train"] * 20 + ["test"] * 4))
+    assert (rows.classes, rows.unseen) == (("a", "b"), ("c", "d"))
+    assert rows.codes[20:].tolist() == [2, 2, 0, -1]
+    assert rows.test.tolist() == [20, 21, 22]
+    assert choose(source()).unseen == ()
+
+
 def test_groups_stay_together() -> None:
     rows = choose(source(groups=[f"g{i // 6}" for i in range(60)]), validate=True)
     parts = [{i // 6 for i in part} for part in (rows.labelled, rows.validation, rows.test)]
@@ -99,6 +108,42 @@ def test_batches_hold_the_samples_the_labels_and_the_row_numbers() -> None:
     measured = list(reader.measuring(rows.test)())
     assert np.concatenate([b.inputs[:, 0] for b in measured]).tolist() == rows.test.tolist()
     assert np.concatenate([b.labels for b in measured]).tolist() == rows.codes[rows.test].tolist()
+
+
+def with_bad(bad: set[int], labels: list[Any] = LABELS, **columns: Any) -> Samples:
+    """The same samples, of which some cannot be read."""
+    good = source(labels, **columns)
+
+    def read(position: int) -> Any:
+        if position in bad:
+            raise BadSample("file not found")
+        return good.read(position)
+
+    return Samples(good.name, good.kind, good.records, read)
+
+
+def test_what_cannot_be_read_is_noted_once_however_often_it_is_read() -> None:
+    rows = choose(source())
+    bad = {int(rows.labelled[3]), int(rows.test[0])}
+    reader = Reader(with_bad(bad), rows, as_loaded(None), 8, 0, max_bad=0.03)
+    for epoch in range(4):
+        assert not bad & {int(i) for batch in reader.train(epoch) for i in rows.train[batch.rows]}
+        for batch in reader.measuring(rows.test)():
+            assert batch.labels.tolist() == rows.codes[rows.test[batch.rows]].tolist()
+    assert {at: (one.position, one.reason) for at, one in reader.skipped.items()} == {
+        at: (at, "file not found") for at in bad
+    }
+
+
+def test_too_many_that_cannot_be_read_stop_the_run() -> None:
+    splits = ["train"] * 30 + ["test"] * 20 + ["other"] * 10
+    rows = choose(source(splits=splits))
+    assert list(Reader(with_bad(set(range(50, 60))), rows, as_loaded(None), 8, 0).train(0))
+    reader = Reader(with_bad({0, 40}), rows, as_loaded(None), 30, 0)
+    assert len(next(reader.train(0)).labels) == 29  # one always may
+    with pytest.raises(DataError, match=r"2 of 50 samples cannot be used .*file not found.*max_bad=0\.01"):
+        list(reader.measuring(rows.test)())
+    assert list(Reader(with_bad({0, 40}), rows, as_loaded(None), 30, 0, max_bad=0.04).measuring(rows.test)())
 
 
 def test_streams_and_fractions_are_refused() -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+import spile
 from spile.cli import augmenting, diagnosing, exporting, extracting, looking, training, transferring
+from spile.cli.showing import print_line
 from spile.errors import SpileError
 
 __all__ = ["app", "main"]
@@ -81,6 +83,23 @@ app = typer.Typer(
     help="Tap any layer of a PyTorch or Keras 3 model and train with what flows out.",
     epilog="Start with: spile demo",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"spile {spile.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None: ...
+
+
 for _command, _short, _example in _COMMANDS:
     app.command(short_help=_short, epilog=f"Example: {_example}")(_command)
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from spile.cli.options import AsJson, BatchSize, Data, Device, InputSize, ModelName, Quiet, Weights, typed
+from spile.cli.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    InputSize,
+    MaxBad,
+    ModelName,
+    Quiet,
+    Weights,
+    typed,
+)
 from spile.cli.showing import print_line, show, table_of
 from spile.errors import AugmentationError, SupervisionError, nearest
 
@@ -65,26 +79,30 @@ def train(
         str | None,
         typer.Option(help="Layers with auxiliary heads, e.g. layer2,layer3; or auto. Default: no heads."),
     ] = None,
-    head: Annotated[Head, typer.Option(help="What sits on these layers.")] = Head.bottleneck,
+    head: Annotated[Head | None, typer.Option(help="What sits on these layers. Default: bottleneck.")] = None,
     targets: Annotated[
-        str, typer.Option(help=f"What the heads learn, one or several of {', '.join(TARGETS)}.")
-    ] = "labels",
+        str | None,
+        typer.Option(help=f"What the heads learn, one or several of {', '.join(TARGETS)}. Default: labels."),
+    ] = None,
     weight: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How much the heads count in total: 0.3, cosine:0.4, linear:0.4, ramp:0.4, uncertainty."
+            help="How much the heads count in total: 0.3, cosine:0.4, linear:0.4, ramp:0.4, uncertainty. "
+            "Default: cosine:0.4."
         ),
-    ] = "cosine:0.4",
+    ] = None,
     gradient: Annotated[
-        float, typer.Option(min=0, help="Factor of the heads' gradients into the model; 0 stops them.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0, help="Factor of the heads' gradients into the model; 0 stops them. Default: 1."),
+    ] = None,
     augment: Annotated[
         str | None,
         typer.Option(help="Guided augmentation, POLICY:LAYER, e.g. bylevel:layer3; see spile augment."),
     ] = None,
     maps: Annotated[
-        str, typer.Option(help="What guides: guided, or a placebo: permuted, random, centre.")
-    ] = "guided",
+        str | None,
+        typer.Option(help="What guides: guided, or a placebo: permuted, random, centre. Default: guided."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 10,
     batch_size: BatchSize = None,
     optimizer: Annotated[Optimizer, typer.Option(help="How weights are changed.")] = Optimizer.adamw,
@@ -102,7 +120,7 @@ def train(
     from_probe: Annotated[
         Path | None, typer.Option(help="Begin with the head of this run of spile transfer.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all random numbers. Default: 0.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
     compare: Annotated[
         bool,
@@ -111,10 +129,13 @@ def train(
             help="Train with and without heads, or with guided and permuted maps, and say whether it helps.",
         ),
     ] = False,
-    seeds: Annotated[int, typer.Option(min=2, help="Of --compare.")] = _SEEDS,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help=f"How many seeds --compare takes. Default: {_SEEDS}.")
+    ] = None,
     accuracy: Annotated[
         float | None, typer.Option(min=0, max=1, help="That --compare takes the time to.")
     ] = None,
+    max_bad: MaxBad = 0.01,
     weights: Weights = None,
     input_size: InputSize = None,
     device: Device = None,
@@ -125,13 +146,21 @@ def train(
     import spile
     from spile.training import Recipe
 
+    heads = {"--head": head, "--targets": targets, "--weight": weight, "--gradient": gradient}
+    _belong_to("--supervise auto", supervise is not None, heads)
+    _belong_to("--augment bylevel:layer3", augment is not None, {"--maps": maps})
+    _belong_to("--compare", compare, {"--seeds": seeds, "--accuracy": accuracy})
+    if compare and seed is not None:
+        raise typer.BadParameter("--seed does not go with --compare, whose seeds count from 0: write --seeds")
+    if compare and resume:
+        raise typer.BadParameter("--resume does not go with --compare, which begins anew: leave it out")
     recipe = Recipe(
         model=model,
         data=data,
         weights=weights,
         device=device,
-        supervise=_supervision(supervise, head.value, targets, weight, gradient, data),
-        augment=augmentation_named(augment, maps),
+        supervise=_supervision(supervise, head or Head.bottleneck, targets, weight, gradient, data),
+        augment=augmentation_named(augment, maps or "guided"),
         epochs=epochs,
         batch_size=batch_size or 32,
         optimizer=optimizer.value,
@@ -146,11 +175,13 @@ def train(
         shots=shots,
         patience=patience,
         from_probe=from_probe,
+        max_bad=max_bad,
     )
     if compare:
-        _compare(recipe, out, seeds, accuracy, quiet=quiet, as_json=as_json)
+        _compare(recipe, out, seeds or _SEEDS, accuracy, quiet=quiet, as_json=as_json)
         return
-    run = spile.train(recipe, out=out, seed=seed, resume=resume, progress=not quiet, command=typed())
+    with _results_alone():
+        run = spile.train(recipe, out=out, seed=seed or 0, resume=resume, progress=not quiet, command=typed())
     rows = [_row(number, epoch) for number, epoch in enumerate(run.epochs, 1)]
     table = table_of(rows, "epoch", "train loss", "train", "validation", "test", "seconds")
     show(
@@ -160,6 +191,20 @@ def train(
     )
     if not as_json:
         print_line(str(run))
+
+
+def _results_alone() -> redirect_stdout[TextIO]:
+    """Keeps what is printed on the way, such as Keras' bar, out of standard output."""
+    return redirect_stdout(sys.stderr)
+
+
+def _belong_to(option: str, given: bool, others: Mapping[str, Any]) -> None:
+    """Raises a usage error for one of the `others` without the option that it is of."""
+    lone = next((name for name, value in others.items() if value is not None), None)
+    if lone is not None and not given:
+        raise typer.BadParameter(
+            f"{lone} is of {option.partition(' ')[0]}, which is not there: add {option}, or leave {lone} out"
+        )
 
 
 def _compare(
@@ -176,16 +221,17 @@ def _compare(
     if recipe.augment is not None:
         baseline = replace(recipe, augment=replace(recipe.augment, maps="permuted"))
         names = ("permuted maps", f"{recipe.augment.maps} maps")
-    found = spile.compare(
-        baseline,
-        recipe,
-        seeds,
-        names=names,
-        accuracy=accuracy,
-        out=out,
-        progress=not quiet,
-        command=typed(),
-    )
+    with _results_alone():
+        found = spile.compare(
+            baseline,
+            recipe,
+            seeds,
+            names=names,
+            accuracy=accuracy,
+            out=out,
+            progress=not quiet,
+            command=typed(),
+        )
     if as_json:
         show(None, {**found.to_json(), "report": str(found.report)}, as_json)
         return
@@ -201,7 +247,12 @@ def _row(number: int, epoch: dict[str, float]) -> dict[str, Any]:
 
 
 def _supervision(
-    layers: str | None, head: str, targets: str, weight: str, gradient: float, data: str
+    layers: str | None,
+    head: Head,
+    targets: str | None,
+    weight: str | None,
+    gradient: float | None,
+    data: str,
 ) -> Supervision | None:
     if layers is None:
         return None
@@ -210,10 +261,10 @@ def _supervision(
     listed = [part.strip() for part in layers.split(",") if part.strip()]
     return Supervision(
         taps="auto" if listed == ["auto"] else listed,
-        head=head,
-        targets=[target_named(name.strip(), data) for name in targets.split(",")],
-        weight=weighting_named(weight),
-        gradient=gradient,
+        head=head.value,
+        targets=[target_named(name.strip(), data) for name in (targets or "labels").split(",")],
+        weight=weighting_named(weight or "cosine:0.4"),
+        gradient=1.0 if gradient is None else gradient,
     )
 
 

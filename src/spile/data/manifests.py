@@ -24,11 +24,11 @@ _BETWEEN = "|"
 
 
 def open_manifest(file: Path, *, max_pixels: int) -> Samples:
-    """A CSV or Parquet file: ``path`` (or ``text``) and ``label``, perhaps ``split``, ``group`` and ``id``.
+    """A CSV or Parquet file: ``path`` (or ``text``), perhaps ``label``, ``split``, ``group`` and ``id``.
 
-    In place of ``label``, ``labels`` holds any number of names a row, ``cat|dog``, or lists of them.
-    Paths are relative to the manifest's folder. Without an ``id`` column the path is the id, or for texts the
-    row number.
+    What is to be predicted needs no ``label``. In its place ``labels`` holds any number of names a row,
+    ``cat|dog``, or lists of them. Paths are relative to the manifest's folder. Without an ``id`` column the
+    path is the id, or for texts the row number.
     """
     table = _read(file)
     _check_columns(file, table.column_names)
@@ -37,8 +37,12 @@ def open_manifest(file: Path, *, max_pixels: int) -> Samples:
         raise DataError(f"{str(file)!r} has no rows")
     kind = "image" if "path" in rows else "text"
     named = rows.get("id") or rows.get("path") or range(table.num_rows)
-    labels = _labels(rows["label"]) if "label" in rows else [_several(value) for value in rows["labels"]]
     empty = [None] * table.num_rows
+    labels: list[Label] = [None] * table.num_rows
+    if "label" in rows:
+        labels = _labels(rows["label"])
+    elif "labels" in rows:
+        labels = [_several(value) for value in rows["labels"]]
     records = [
         Record(str(name), label, _string(split), _string(group))
         for name, label, split, group in zip(
@@ -80,12 +84,14 @@ def _read(file: Path) -> pa.Table:
 
 
 def _check_columns(file: Path, found: list[str]) -> None:
-    known = len({"label", "labels"} & set(found)) == 1
-    if len(set(found)) < len(found) or not {"path", "text"} & set(found) or not known:
+    """Other columns are ignored, but for one that is written almost as one of ours: it would be lost."""
+    almost = any(name not in COLUMNS and name.strip().lower() in COLUMNS for name in found)
+    known = {"path", "text"} & set(found) and not {"label", "labels"} <= set(found)
+    if len(set(found)) < len(found) or not known or almost:
         raise DataError(
-            f"{str(file)!r} has the columns {', '.join(map(repr, found))}; needed: 'path' (or 'text') "
-            "and 'label', each once; allowed besides: 'split', 'group', 'id', and in place of 'label' "
-            "'labels', several a row as cat|dog. Rename the columns in the file."
+            f"{str(file)!r} has the columns {', '.join(map(repr, found))}; needed: 'path' (or 'text'), and "
+            "to learn from, 'label', each once; allowed besides: 'split', 'group', 'id', and in place of "
+            "'label' 'labels', several a row as cat|dog. Rename the columns in the file."
         )
 
 

@@ -110,6 +110,11 @@ def _labelled(data: Any, supervised: Supervised) -> tuple[Any, Array]:
             f"labels of the shape {list(labels.shape)} and type {labels.dtype}: exits are calibrated on one "
             "class number a sample, 0 or more"
         )
+    lengths: set[int] = set()
+    transform(inputs, lambda t: lengths.add(len(t)))
+    if lengths != {len(labels)}:
+        given = " and ".join(map(str, sorted(lengths)))
+        raise SupervisionError(f"inputs of {given} samples and {len(labels)} labels: give one label a sample")
     if len(labels) < 3 * _FEWEST:
         raise SupervisionError(f"{len(labels)} samples are too few to calibrate on: give {3 * _FEWEST}")
     return transform(inputs, lambda t: t), labels

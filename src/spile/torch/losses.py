@@ -65,6 +65,24 @@ def class_numbers(logits: Tensor, labels: Tensor, *, task: Task) -> Tensor:
     return resized_labels(labels, (logits.shape[-2], logits.shape[-1]))
 
 
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise `SupervisionError` for numbers that are no class; on the CPU alone, as a GPU would be waited for.
+
+    `labels` are as they are given to `labelled`, for ``classification`` or ``segmentation``.
+    """
+    wrong_type = labels.is_floating_point() or labels.dtype == torch.bool
+    if wrong_type or labels.device.type != "cpu" or not labels.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(labels.long()))
+    if low < NO_LABEL or high >= classes:
+        wrong = low if low < NO_LABEL else high
+        raise SupervisionError(
+            f"a label is {wrong}, and the {classes} classes are 0 to {classes - 1}; {NO_LABEL} is no label. "
+            f"If {wrong} is to mean none, type: labels[labels == {wrong}] = {NO_LABEL}"
+            + (f"; if it is a class, num_classes={high + 1}" if wrong > 0 else "")
+        )
+
+
 def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps of class numbers at another size: of every cell, the label at its centre. No new number arises."""
     rows, columns = (

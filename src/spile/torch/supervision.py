@@ -29,6 +29,7 @@ from spile.supervision.weights import Aggregated, Uncertainty
 from spile.torch.certificates import Twin
 from spile.torch.gradients import scaled
 from spile.torch.heads import Head, Heads, Recipe, build, canonical
+from spile.torch.losses import check_classes
 from spile.torch.observing import observe
 from spile.torch.references import Given, logits_of
 from spile.torch.steps import ADVICE, Steps
@@ -130,7 +131,8 @@ class Supervised(nn.Module):
     ) -> Loss:
         """The weighted sum of all targets when the share `progress` of training is done.
 
-        `labels` are as in `spile.torch.losses.labelled`; -1 is no label. `ids` are row numbers, for
+        `labels` are as in `spile.torch.losses.labelled`; -1 is no label, and other numbers that are no class
+        are refused where they lie on the CPU. `ids` are row numbers, for
         `SmoothedLabels`; `soft_labels` are rows of probabilities, for ``PseudoLabels(source="given")``.
         In training mode the running averages of the targets move with every call. With `Aggregated` the total
         carries no gradient: call ``supervised.backward(loss)``.
@@ -139,7 +141,10 @@ class Supervised(nn.Module):
         steps: Steps = self.__dict__["_steps"]
         if training:
             self._catch_up()
-        labels = torch.as_tensor(labels, device=output.main.device)
+        labels = torch.as_tensor(labels)
+        if self.settings.task in ("classification", "segmentation"):
+            check_classes(labels, output.main.shape[1])
+        labels = labels.to(output.main.device)
         loss = self.terms.loss(output, Given(labels, ids, soft_labels, training), progress=float(progress))
         if training:
             steps.seen(loss)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import rich
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ def fit(job: Job) -> Fitted:
             max_epochs=job.epochs,
             limit_train_batches=_used(job),
             accumulate_grad_batches=job.optimizing.accumulate,
-            callbacks=[*stopping, *([_Bar()] if job.progress else [])],
+            callbacks=[*stopping, *([_Bar(console_kwargs={"stderr": True})] if job.progress else [])],
             logger=[_logger(wanted, job) for wanted in job.loggers] or False,
             default_root_dir=job.folder,
             enable_progress_bar=job.progress,
@@ -155,7 +156,7 @@ class Training(pl.LightningModule):
         self._ended = time.perf_counter()
 
     def validation_step(self, batch: LabelledBatch, index: int, dataloader_idx: int = 0) -> None:
-        """Measure a batch; heads are measured too."""
+        """Measure a batch; heads are measured too. A class that is not learnt has no loss, and is wrong."""
         inputs, labels = self._ready(batch)
         output = _called(self.net, inputs)
         by_head = (
@@ -164,9 +165,12 @@ class Training(pl.LightningModule):
             else {"": output.main, **{f"{name}/": logits for name, logits in output.aux.items()}}
         )
         for head, logits in by_head.items():
-            _, found = _plain_loss(logits, labels)
-            known = int((labels >= 0).sum())
-            self._means.add(f"{self._names[dataloader_idx]}/{head}", found, known)
+            learnt = torch.where(labels < logits.shape[1], labels, losses.NO_LABEL)
+            loss, _ = _plain_loss(logits, learnt)
+            right = losses.accuracy(logits, labels, task="classification")
+            name = f"{self._names[dataloader_idx]}/{head}"
+            self._means.add(name, {"loss": loss}, int((learnt >= 0).sum()))
+            self._means.add(name, {"accuracy": right}, int((labels >= 0).sum()))
 
     def shown(self) -> dict[str, Any]:
         """For the progress bar: the mean loss of the epoch so far."""
@@ -355,7 +359,12 @@ def _logger(wanted: Any, job: Job) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning tells which accelerators there are, each time, and uses what PyTorch deprecates."""
+    """Lightning tells which accelerators there are, each time, and uses what PyTorch deprecates.
+
+    Its bar sets up the console that Rich keeps for everybody, which gets its settings back.
+    """
+    console = rich.get_console()
+    settings = dict(vars(console))
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -367,3 +376,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+        vars(console).update(settings)

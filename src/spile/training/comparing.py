@@ -11,12 +11,13 @@ from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from spile.errors import TrainingError
+from spile.data import Skipped
+from spile.errors import StoreError, TrainingError
 from spile.fitting import Epoch
 from spile.probing.record import about, write_json
 from spile.reporting import write_report
 from spile.training.recipe import Recipe
-from spile.training.record import chart
+from spile.training.record import chart, left_out
 from spile.training.running import fit
 from spile.training.statistics import Difference, Reached, paired_difference, time_to
 
@@ -124,14 +125,16 @@ def compare(
         title: of the report.
         command: what was typed, for the report.
 
-    Raises `TrainingError` where the recipes cannot be compared.
+    Raises `TrainingError` where the recipes cannot be compared, and `StoreError` where `out` cannot be made.
     """
     _check(recipe_a, recipe_b, seeds, level)
+    folder = None if out is None else _folder(Path(out))
     recipes = (recipe_a, recipe_b)
     runs: tuple[list[tuple[Epoch, ...]], list[tuple[Epoch, ...]]] = ([], [])
+    skipped: dict[int, Skipped] = {}
     for seed in range(seeds):
         for recipe, found in zip(recipes, runs, strict=True):
-            found.append(_run(recipe, seed, progress))
+            found.append(_run(recipe, seed, progress, skipped))
     a, b = ([_final(epochs) for epochs in found] for found in runs)
     seconds = (median(run[-1]["seconds"] for run in runs[0]), median(run[-1]["seconds"] for run in runs[1]))
     ratio = median(b[-1]["seconds"] / a[-1]["seconds"] for a, b in zip(*runs, strict=True))
@@ -141,19 +144,15 @@ def compare(
         names=names,
         seeds=tuple(range(seeds)),
         equal_steps=_scores("equal steps", a, b, epochs, level),
-        equal_time=_at_equal_time(recipes, (a, b), ratio, level, progress) if equal_time else None,
+        equal_time=_at_equal_time(recipes, (a, b), ratio, level, progress, skipped) if equal_time else None,
         seconds=seconds,
         accuracy=wanted,
         reached=(_reached(runs[0], wanted), _reached(runs[1], wanted)),
         curves=(tuple(runs[0]), tuple(runs[1])),
     )
-    if out is None:
+    if folder is None:
         return made
-    folder = Path(out)
-    if (folder / "run.json").exists():
-        raise TrainingError(f"{folder} holds a run already: name another folder (out=, --out)")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", record(made, title, command))
+    write_json(folder / "run.json", {**record(made, title, command), **left_out(skipped)})
     return replace(made, report=write_report(folder))
 
 
@@ -206,17 +205,34 @@ def _check(a: Recipe, b: Recipe, seeds: int, level: float) -> None:
         )
 
 
+def _folder(folder: Path) -> Path:
+    """Make the folder, before hours are spent on what goes there."""
+    if (folder / "run.json").exists():
+        raise TrainingError(f"{folder} holds a run already: name another folder (out=, --out)")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {folder}: {error.strerror or error}. Name another folder (out=, --out)"
+        ) from error
+    return folder
+
+
 def _is_object(model: Any) -> bool:
     from spile.backend import framework_of
 
     return framework_of(model) is not None
 
 
-def _run(recipe: Recipe, seed: int, progress: bool) -> tuple[Epoch, ...]:
+def _run(recipe: Recipe, seed: int, progress: bool, skipped: dict[int, Skipped]) -> tuple[Epoch, ...]:
+    """What was measured after every epoch; what could not be read is added to `skipped`."""
     with TemporaryDirectory() as folder:
-        _, rows, source, fitted = fit(recipe, Path(folder), seed=seed, progress=progress)
-    if not len(rows.test):
-        raise TrainingError(f"{source.name}: there are no test rows to compare on; give a split column")
+        _, reader, fitted = fit(recipe, Path(folder), seed=seed, progress=progress)
+    skipped.update(reader.skipped)
+    if not len(reader.rows.test):
+        raise TrainingError(
+            f"{reader.source.name}: there are no test rows to compare on; give a split column"
+        )
     if recipe.patience is not None:
         return fitted.epochs[: fitted.best + 1]
     return fitted.epochs
@@ -239,6 +255,7 @@ def _at_equal_time(
     ratio: float,
     level: float,
     progress: bool,
+    skipped: dict[int, Skipped],
 ) -> Scores:
     """The faster recipe with more epochs; `ratio` is the time of b over that of a."""
     epochs = [recipe.epochs for recipe in recipes]
@@ -247,7 +264,7 @@ def _at_equal_time(
     found = list(scores)
     if longer > epochs[faster]:
         stretched = replace(recipes[faster], epochs=longer)
-        found[faster] = [_final(_run(stretched, seed, progress)) for seed in range(len(scores[0]))]
+        found[faster] = [_final(_run(stretched, seed, progress, skipped)) for seed in range(len(scores[0]))]
         epochs[faster] = longer
     return _scores("equal time", found[0], found[1], (epochs[0], epochs[1]), level)
 

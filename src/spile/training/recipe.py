@@ -94,6 +94,8 @@ class Recipe:
     from_probe: str | os.PathLike[str] | None = None
     """A run of `spile.transfer` on the same model and data: the classifier starts as a linear probe on its
     features of the training rows (LP-FT, Kumar et al. 2022)."""
+    max_bad: float = 0.01
+    """Share of the samples that may be unreadable (one always may); they are left out, and reported."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "shots", "patience"):
@@ -113,6 +115,8 @@ class Recipe:
                 )
         if not self.rate > 0:
             raise TrainingError(f"rate={self.rate!r}: write a learning rate above 0, e.g. rate=1e-3")
+        if not 0 <= self.max_bad <= 1:
+            raise TrainingError(f"max_bad={self.max_bad!r}: write a share from 0 to 1, e.g. max_bad=0.05")
         if not 0 <= self.warmup < 1:
             raise TrainingError(f"warmup={self.warmup!r}: write a share of training from 0 to below 1")
         if self.decay < 0:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import spile
-from spile.data import Source
+from spile.data import Skipped, Source
 from spile.fitting import Epoch, Fitted
 from spile.probing.record import about, write_json
 from spile.training.building import Built
 from spile.training.recipe import Recipe
 from spile.training.rows import TrainingRows
 
+_SKIPPED = 50
+"""Skipped samples that are listed; all are counted."""
 _LAYERS = 6
 """Layers whose gradients are drawn; ``run.json`` holds them all."""
 
@@ -26,6 +28,7 @@ def write_record(
     built: Built,
     rows: TrainingRows,
     source: Source,
+    skipped: Mapping[int, Skipped],
     fitted: Fitted,
     augmented: Sequence[Mapping[str, Any]],
     title: str | None,
@@ -52,6 +55,7 @@ def write_record(
                 "test_rows": len(rows.test),
                 "labels_per_class": recipe.shots,
             },
+            **left_out(skipped),
             "versions": {"spile": spile.__version__, **built.backend.versions(model)},
             "timings": [{"step": "train", "seconds": epochs[-1]["seconds"]}],
             "training": {
@@ -67,6 +71,15 @@ def write_record(
         },
     )
     write_json(folder / "epochs.json", epochs)
+
+
+def left_out(skipped: Mapping[int, Skipped]) -> dict[str, Any]:
+    """What could not be read, by position, as ``run.json`` has it."""
+    listed = [skipped[at] for at in sorted(skipped)[:_SKIPPED]]
+    return {
+        "skipped": [{"id": bad.id, "reason": bad.reason} for bad in listed],
+        "skipped_total": len(skipped),
+    }
 
 
 def charts(epochs: Sequence[Epoch], heads: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from spile.data import Batch, Samples, Source, Stream, batches, open_source
+from spile.data import Batch, Samples, Skipped, Source, Stream, batches, open_source
 from spile.data.samples import RecordView
 from spile.errors import DataError, TrainingError
 from spile.fitting import LabelledBatch
 from spile.models import LoadedModel
+from spile.pipeline import BadSampleLimit
 from spile.probing.rows import draw, split_rows
 
 Rows = npt.NDArray[np.intp]
@@ -45,7 +46,9 @@ class TrainingRows:
     """Only measures."""
     classes: tuple[Label, ...]
     codes: npt.NDArray[np.int64]
-    """(n,) of every row of the source; -1 without a label."""
+    """(n,) of every row of the source; -1 without a label, ``len(classes)`` for a class not learnt."""
+    unseen: tuple[Label, ...] = ()
+    """Classes of test rows alone. No answer for them is right."""
 
     @property
     def train(self) -> Rows:
@@ -87,8 +90,9 @@ def choose_rows(
         inner = _Column(column.labels[kept], None, None if column.groups is None else column.groups[kept])
         part = split_rows(inner, shots=None, seed=seed)
         kept, validation = kept[part.train], kept[part.test]
-    classes = sorted({labels[i] for i in kept}, key=lambda label: (isinstance(label, str), label))
-    numbers = {label: number for number, label in enumerate(classes)}
+    classes = _ordered({labels[i] for i in kept})
+    numbers: dict[Any, int] = {label: number for number, label in enumerate(classes)}
+    codes = [numbers.get(label, -1 if label is None or label != label else len(classes)) for label in labels]
     without = [
         i for i, record in enumerate(records) if record.label is None and record.split in (None, "train")
     ]
@@ -98,9 +102,14 @@ def choose_rows(
         unlabelled=rest if unlabelled else rest[:0],
         validation=validation,
         test=split.test,
-        classes=tuple(classes),
-        codes=np.array([numbers.get(label, -1) for label in labels], np.int64),
+        classes=classes,
+        codes=np.array(codes, np.int64),
+        unseen=_ordered({labels[i] for i in split.test} - set(classes)),
     )
+
+
+def _ordered(labels: set[Label]) -> tuple[Label, ...]:
+    return tuple(sorted(labels, key=lambda label: (isinstance(label, str), label)))
 
 
 def _check(labels: Sequence[Any], name: str) -> None:
@@ -155,13 +164,25 @@ def _cycled(length: int, wanted: int, rng: np.random.Generator) -> npt.NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Batches of a source, with class numbers."""
+    """Batches of a source, with class numbers.
+
+    Reading raises `DataError` where more than the share `max_bad` of the rows cannot be read.
+    """
 
     source: Source
     rows: TrainingRows
     loaded: LoadedModel
     batch_size: int
     seed: int
+    max_bad: float = 0.01
+    skipped: dict[int, Skipped] = field(default_factory=dict)
+    """What could not be read so far, by its position in the source."""
+    _limit: BadSampleLimit = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        total = sum(map(len, (self.rows.train, self.rows.validation, self.rows.test)))
+        limit = BadSampleLimit(self.max_bad, total, skipped=0, kept=None)
+        object.__setattr__(self, "_limit", limit)
 
     @property
     def batches(self) -> int:
@@ -197,10 +218,20 @@ class Reader:
         return epoch_order(*sizes, batch_size=self.batch_size, seed=self.seed, epoch=epoch)
 
     def _read(self, positions: Rows, width: int) -> Iterator[Batch]:
-        """Batches of these samples; a sample may stand there twice. Unreadable ones are left out."""
+        """Batches of these samples; a sample may stand there twice. What is unreadable is noted."""
         records, read = self.source.records, self.source.read
         view = RecordView(len(positions), lambda p: records[int(positions[p])])
         chosen = Samples(self.source.name, self.source.kind, view, lambda p: read(int(positions[p])))
         preprocessing = None if self.source.kind == "array" else self.loaded.preprocessing
         reading = batches(chosen, preprocessing, batch_size=width, tokenizer=self.loaded.tokenize)
-        return (batch for batch in reading if batch.records)
+        for batch in reading:
+            self._note(batch, positions)
+            if batch.records:
+                yield batch
+
+    def _note(self, batch: Batch, positions: Rows) -> None:
+        """Every sample counts once, however many epochs read it."""
+        found = {int(positions[bad.position]): bad for bad in batch.skipped}
+        new = {at: replace(bad, position=at) for at, bad in found.items() if at not in self.skipped}
+        self.skipped.update(new)
+        self._limit.count(replace(batch, skipped=tuple(new.values())))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spile.backend import backend_of
+from spile.backend import backend_of, framework_of
 from spile.data import Source
 from spile.errors import DataError, StoreError, TrainingError
 from spile.fitting import Epoch, Fitted, Job, LabelledBatch
@@ -26,6 +26,8 @@ from spile.training.rows import Reader, TrainingRows, choose_rows, open_rows
 from spile.training.saving import save
 
 _RECIPE = "recipe.json"
+_LIMIT = "max_bad"
+"""An option that changes no result: a run that stopped there may go on with another."""
 _FEW = 8
 
 
@@ -115,7 +117,7 @@ def train(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise TrainingError(f"seed={seed!r}: write a whole number of 0 or more")
     folder = _folder(Path(out), recipe, seed, resume)
-    built, rows, source, fitted = fit(
+    built, reader, fitted = fit(
         recipe,
         folder,
         seed=seed,
@@ -124,6 +126,7 @@ def train(
         diagnose=diagnose,
         loggers=loggers,
     )
+    rows, source = reader.rows, reader.source
     pictures = []
     if built.augmenter is not None and built.drawn_from is not None:
         last = len(fitted.epochs) - 1
@@ -135,6 +138,7 @@ def train(
         built=built,
         rows=rows,
         source=source,
+        skipped=reader.skipped,
         fitted=fitted,
         augmented=pictures,
         title=title,
@@ -175,8 +179,8 @@ def fit(
     progress: bool = False,
     diagnose: bool = False,
     loggers: Sequence[Any] = (),
-) -> tuple[Built, TrainingRows, Source, Fitted]:
-    """The training itself, without a report."""
+) -> tuple[Built, Reader, Fitted]:
+    """The training itself, without a report. The reader knows the rows, and what could not be read."""
     source = open_rows(recipe.data)
     rows = choose_rows(
         source,
@@ -187,7 +191,8 @@ def fit(
     )
     _check_classes(rows, source)
     loaded = load(recipe, seed)
-    reader = Reader(source, rows, loaded, recipe.batch_size, seed)
+    _warn_of_unseen(rows, source, framework_of(loaded.model))
+    reader = Reader(source, rows, loaded, recipe.batch_size, seed, recipe.max_bad)
     first = _first(reader, source)
     ids = [str(source.records[int(i)].id) for i in rows.labelled]
     built = build(recipe, loaded, rows, ids, few=_some(first.inputs, _FEW), seed=seed)
@@ -218,7 +223,7 @@ def fit(
         resume=resume,
         patience=recipe.patience,
         probe=first if diagnose and built.supervised is not None else None,
-        progress=progress,
+        progress=progress and _is_watched(),
         loggers=loggers,
     )
     if job.steps < 1:
@@ -226,7 +231,15 @@ def fit(
             f"accumulate={recipe.accumulate} is more than the {reader.batches} batches of an epoch: write "
             f"accumulate={reader.batches} or less, or a smaller batch_size"
         )
-    return built, rows, source, backend_of(job.model).fit(job)
+    return built, reader, backend_of(job.model).fit(job)
+
+
+def _is_watched() -> bool:
+    """Whether standard error is a terminal, or a notebook's."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
 
 
 def _check_classes(rows: TrainingRows, source: Source) -> None:
@@ -234,6 +247,21 @@ def _check_classes(rows: TrainingRows, source: Source) -> None:
         raise TrainingError(
             f"{source.name}: the training rows have {len(rows.classes)} class; a classifier needs two"
         )
+
+
+def _warn_of_unseen(rows: TrainingRows, source: Source, framework: str | None) -> None:
+    """Raises `TrainingError` for a Keras model, which measures classes that it has alone."""
+    if not rows.unseen:
+        return
+    count = int((rows.codes[rows.test] == len(rows.classes)).sum())
+    said = (
+        f"{source.name}: {count} of {len(rows.test)} test rows are of classes that no training row has: "
+        f"{', '.join(map(repr, rows.unseen[:_FEW]))}{', …' if len(rows.unseen) > _FEW else ''}"
+    )
+    mend = "Add training rows of them, or leave them out"
+    if framework == "keras":
+        raise TrainingError(f"{said}. The accuracy of a Keras model would not count them. {mend}")
+    warnings.warn(f"{said}. They count as wrong in the accuracy, and not in the loss. {mend}", stacklevel=4)
 
 
 def _first(reader: Reader, source: Source) -> LabelledBatch:
@@ -258,7 +286,7 @@ def _folder(folder: Path, recipe: Recipe, seed: int, resume: bool) -> Path:
                 f"{folder} holds a run already: go on with it (resume=True, --resume), or name another folder"
             )
         known = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted({*known, *wanted})
+        names = sorted({*known, *wanted} - {_LIMIT})
         differing = [
             f"{name} was {known.get(name)}, is {wanted.get(name)}"
             for name in names

@@ -53,6 +53,12 @@ def test_rows_without_a_label_are_learnt_from_but_never_measure() -> None:
     assert not set(rows.test) & {60, 61}
 
 
+def test_rows_without_a_label_are_found_by_the_split_in_any_case() -> None:
+    labels = [None if i % 5 == 4 else i % 2 for i in range(60)]
+    rows = choose(source(labels, splits=["Train"] * 40 + ["Test"] * 20), unlabelled=True)
+    assert rows.unlabelled.tolist() == list(range(4, 40, 5))
+
+
 def test_own_splits_are_kept() -> None:
     rows = choose(source(splits=["train"] * 40 + ["test"] * 20))
     assert (rows.labelled.max(), rows.test.min()) == (39, 40)
@@ -136,7 +142,7 @@ def test_what_cannot_be_read_is_noted_once_however_often_it_is_read() -> None:
 
 
 def test_too_many_that_cannot_be_read_stop_the_run() -> None:
-    splits = ["train"] * 30 + ["test"] * 20 + ["other"] * 10
+    splits = ["train"] * 30 + ["test"] * 20 + ["val"] * 10
     rows = choose(source(splits=splits))
     assert list(Reader(with_bad(set(range(50, 60))), rows, as_loaded(None), 8, 0).train(0))
     reader = Reader(with_bad({0, 40}), rows, as_loaded(None), 30, 0)

@@ -15,6 +15,7 @@ from spile.errors import DataError, TrainingError
 from spile.fitting import LabelledBatch
 from spile.models import LoadedModel
 from spile.pipeline import BadSampleLimit
+from spile.probing.folds import split_names
 from spile.probing.rows import draw, split_rows
 
 Rows = npt.NDArray[np.intp]
@@ -93,9 +94,8 @@ def choose_rows(
     classes = _ordered({labels[i] for i in kept})
     numbers: dict[Any, int] = {label: number for number, label in enumerate(classes)}
     codes = [numbers.get(label, -1 if label is None or label != label else len(classes)) for label in labels]
-    without = [
-        i for i, record in enumerate(records) if record.label is None and record.split in (None, "train")
-    ]
+    named = split_names([record.split for record in records])
+    without = [i for i, name in enumerate(named) if labels[i] is None and name in (None, "train")]
     rest = np.setdiff1d(np.concatenate([split.train, np.asarray(without, np.intp)]), [*kept, *validation])
     return TrainingRows(
         labelled=kept,

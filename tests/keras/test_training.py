@@ -214,17 +214,19 @@ def test_what_no_row_tells_is_not_known(tmp_path: Path) -> None:
     assert "Pseudo-labels" not in {chart.title for chart in record.training.charts}
 
 
-def test_rows_without_a_known_label_measure_nothing(tmp_path: Path) -> None:
-    """Such as a test row of a class that no training row has."""
+def test_rows_of_a_class_that_no_training_row_has_count_as_wrong(tmp_path: Path) -> None:
+    """In the accuracy; they have no loss."""
     x, y = data()
     splits = ["train"] * 40 + ["test"] * 20
     given = {"epochs": 1, "batch_size": 12, "supervise": HEADS, "progress": False, "diagnose": False}
     known = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "known", **given)
     x, y = np.concatenate([x, x[:10]]), [*y, *["of another class"] * 10]
     splits += ["test"] * 10
-    found = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "found", **given)
-    for name in ("test/loss", "test/accuracy", "test/first/loss"):
-        assert found.epochs[0][name] == pytest.approx(known.epochs[0][name], rel=1e-4)
+    with pytest.warns(UserWarning, match=r"10 of 30 test rows .* 'of another class'\. They count as wrong"):
+        found = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "found", **given)
+    for name, share in (("loss", 1), ("first/loss", 1), ("accuracy", 2 / 3), ("first/accuracy", 2 / 3)):
+        expected = share * known.epochs[0][f"test/{name}"]
+        assert found.epochs[0][f"test/{name}"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_heads_of_a_run_are_given_back(tmp_path: Path) -> None:

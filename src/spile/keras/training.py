@@ -106,9 +106,9 @@ class _Notes(keras.callbacks.Callback):
         self._path.write_text(json.dumps(self.history), encoding="utf-8")
 
     def _measured(self, name: str, batches: Iterable[LabelledBatch]) -> Epoch:
-        """Loss and accuracy of the main output and of every head, over the samples."""
+        """Loss and accuracy of all outputs. A class that is not learnt has no loss, and is wrong."""
         sums: dict[str, float] = {}
-        count = 0
+        counts: dict[str, int] = {}
         for batch in batches:
             inputs, labels = _inputs(self._job, batch), np.asarray(batch.labels)
             output = self.model(inputs, training=False)
@@ -121,12 +121,13 @@ class _Notes(keras.callbacks.Callback):
             for head, logits in by_head.items():
                 scores = np.asarray(ops.convert_to_numpy(logits), np.float64)
                 known = np.flatnonzero(labels >= 0)
-                logs = log_softmax(scores, axis=1)[known, labels[known]]
+                learnt = known[labels[known] < scores.shape[1]]
+                logs = log_softmax(scores, axis=1)[learnt, labels[learnt]]
                 right = scores.argmax(axis=1)[known] == labels[known]
                 for key, value in ((f"{name}/{head}loss", -logs), (f"{name}/{head}accuracy", right)):
                     sums[key] = sums.get(key, 0.0) + float(value.sum())
-            count += int((labels >= 0).sum())
-        return {key: value / count if count else float("nan") for key, value in sums.items()}
+                    counts[key] = counts.get(key, 0) + len(value)
+        return {key: value / counts[key] if counts[key] else float("nan") for key, value in sums.items()}
 
     def _gradients(self, progress: float) -> Epoch:
         job = self._job

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from spile.backend import backend_of, framework_of
+from spile.backend import backend_of
 from spile.data import Source
 from spile.errors import DataError, StoreError, TrainingError
 from spile.fitting import Epoch, Fitted, Job, LabelledBatch
@@ -190,8 +190,8 @@ def fit(
         unlabelled=recipe.uses_unlabelled,
     )
     _check_classes(rows, source)
+    _warn_of_unseen(rows, source)
     loaded = load(recipe, seed)
-    _warn_of_unseen(rows, source, framework_of(loaded.model))
     reader = Reader(source, rows, loaded, recipe.batch_size, seed, recipe.max_bad)
     first = _first(reader, source)
     ids = [str(source.records[int(i)].id) for i in rows.labelled]
@@ -249,8 +249,7 @@ def _check_classes(rows: TrainingRows, source: Source) -> None:
         )
 
 
-def _warn_of_unseen(rows: TrainingRows, source: Source, framework: str | None) -> None:
-    """Raises `TrainingError` for a Keras model, which measures classes that it has alone."""
+def _warn_of_unseen(rows: TrainingRows, source: Source) -> None:
     if not rows.unseen:
         return
     count = int((rows.codes[rows.test] == len(rows.classes)).sum())
@@ -259,8 +258,6 @@ def _warn_of_unseen(rows: TrainingRows, source: Source, framework: str | None) -
         f"{', '.join(map(repr, rows.unseen[:_FEW]))}{', …' if len(rows.unseen) > _FEW else ''}"
     )
     mend = "Add training rows of them, or leave them out"
-    if framework == "keras":
-        raise TrainingError(f"{said}. The accuracy of a Keras model would not count them. {mend}")
     warnings.warn(f"{said}. They count as wrong in the accuracy, and not in the loss. {mend}", stacklevel=4)
 
 

@@ -220,7 +220,8 @@ def test_rows_of_a_class_that_no_training_row_has_count_as_wrong(tmp_path: Path)
     splits = ["train"] * 40 + ["test"] * 20
     given = {"epochs": 1, "batch_size": 12, "supervise": HEADS, "progress": False, "diagnose": False}
     known = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "known", **given)
-    x, y = np.concatenate([x, x[:10]]), [*y, *["of another class"] * 10]
+    images = values(x)
+    x, y = np.concatenate([images, images[:10]]), [*y, *["of another class"] * 10]
     splits += ["test"] * 10
     with pytest.warns(UserWarning, match=r"10 of 30 test rows .* 'of another class'\. They count as wrong"):
         found = spile.train(net, open_source(x, labels=y, splits=splits), tmp_path / "found", **given)

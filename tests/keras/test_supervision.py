@@ -494,6 +494,51 @@ def test_a_model_that_is_no_graph_with_a_dict_of_outputs(data: Any, tmp_path: Pa
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
 
 
+class Attentive(keras.Model):
+    """No graph; its tokens go to attention, which takes Keras' mask from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = layers.Embedding(9, 4, mask_zero=True)
+        self.tokens = layers.LSTM(5, return_sequences=True)
+        self.attention = layers.MultiHeadAttention(2, 3)
+        self.last = layers.Dense(CLASSES)
+
+    def call(self, ids: Any) -> Any:
+        x = self.tokens(self.embed(ids))
+        return self.last(ops.mean(self.attention(x, x), axis=1))
+
+
+def attentive() -> keras.Model:
+    ids = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(ids)
+    x = layers.LSTM(5, return_sequences=True, name="tokens")(x)
+    x = layers.MultiHeadAttention(2, 3)(x, x)
+    return keras.Model(ids, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("make", [attentive, Attentive])
+def test_heads_leave_out_padding_that_attention_takes_away(make: Callable[[], keras.Model]) -> None:
+    ids = np.array([[1, 2, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8], [8, 1, 2, 0, 0, 0]], "int32")
+    base = make()
+    base(ids)
+    with spile.tap(base, "tokens", pool=None, example=ids) as tap:
+        whole = numpy(tap(ids)["tokens"])
+    mean = np.stack([x[kept].mean(0) for x, kept in zip(whole, ids != 0, strict=True)])
+    supervised = supervise(base, taps=["tokens"], example=ids)
+    weight, bias = (numpy(value) for value in supervised.heads["tokens"].weights)
+    np.testing.assert_allclose(
+        numpy(supervised(ids).aux["tokens"]), mean @ weight + bias, rtol=1e-4, atol=1e-5
+    )
+    supervised.compile()
+    labels = np.zeros(3, "int64")
+    loss = supervised.evaluate(ids, labels, verbose=0, return_dict=True)["tokens/labels"]
+    scores = mean @ weight + bias
+    expected = np.log(np.exp(scores).sum(-1)) - scores[:, 0]
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
+
+
 def test_probabilities_and_logits_are_told_apart(data: Any) -> None:
     soft, plain = network(), network(activation=None)
     plain.set_weights(soft.get_weights())

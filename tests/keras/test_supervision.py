@@ -551,6 +551,59 @@ def test_probabilities_and_logits_are_told_apart(data: Any) -> None:
         np.testing.assert_allclose(difference - difference[:, :1], 0, atol=1e-4)
 
 
+def scores(*ending: Any, classes: int = CLASSES) -> keras.Model:
+    start = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="middle")(start))
+    x = layers.Dense(classes, name="scores")(x)
+    for step in ending:
+        x = step(x)
+    return keras.Model(start, x)
+
+
+def own_softmax(x: Any) -> Any:
+    return ops.softmax(x, axis=-1)
+
+
+def half(name: str) -> Any:
+    return layers.Activation(name, dtype="mixed_bfloat16"), layers.Activation("linear", dtype="float32")
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize(
+    ("gives", "ending"),
+    [
+        ("softmax", lambda: half("softmax")),
+        ("softmax", lambda: [layers.Activation(own_softmax)]),
+        ("sigmoid", lambda: half("sigmoid")),
+        ("sigmoid", lambda: [ops.sigmoid]),
+        ("sigmoid", lambda: [layers.Activation(ops.sigmoid)]),
+        ("sigmoid", lambda: [layers.Activation("sigmoid"), layers.Reshape((CLASSES,))]),
+    ],
+    ids=["mixed", "function", "mixed sigmoid", "operation", "sigmoid function", "reshaped"],
+)
+def test_probabilities_of_which_no_last_layer_tells(gives: str, ending: Any, data: Any) -> None:
+    base = scores(*ending())
+    task = "multilabel" if gives == "sigmoid" else "classification"
+    main = supervise(base, task=task)(data[0]).main
+    chances = ops.sigmoid(main) if gives == "sigmoid" else ops.softmax(main)
+    np.testing.assert_allclose(numpy(chances), numpy(base(data[0])), atol=1e-2)
+    assert numpy(main).min() < 0
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+@pytest.mark.parametrize("ending", [layers.Activation("linear"), lambda x: x * 1], ids=["layer", "operation"])
+@pytest.mark.parametrize("classes", [1, CLASSES])
+def test_logits_that_look_like_probabilities(task: Any, ending: Any, classes: int, data: Any) -> None:
+    base = scores(ending, classes=classes)
+    kernel, _ = base.get_layer("scores").get_weights()
+    base.get_layer("scores").set_weights([kernel * 0.01, np.linspace(0.3, 0.6, classes)])
+    found = numpy(base(data[0]))
+    assert found.min() > 0 and found.max() < 1
+    main = supervise(base, task=task, num_classes=classes)(data[0]).main
+    np.testing.assert_allclose(numpy(main), found, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("task", "outputs", "labels"),
     [

@@ -231,6 +231,48 @@ def test_progress_of_a_stream_and_of_a_loop_of_ones_own(data: Any) -> None:
     assert float(told["middle/weight"]) == pytest.approx(0.1)
 
 
+@pytest.mark.essential
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(("save_freq", "killed_at"), [("epoch", (1, 3)), (3, (2, 2))])
+def test_resuming_on_a_stream_does_not_shift_a_schedule(
+    save_freq: Any, killed_at: tuple[int, int], data: Any, tmp_path: Path
+) -> None:
+    """The batches of an epoch are known from those before the checkpoint."""
+    import tensorflow as tf
+
+    def fit(*callbacks: Any) -> dict[int, float]:
+        """The share of training that every batch adds, by epoch."""
+        made, each = supervise(network()), {}
+
+        class Recorded(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                each[epoch] = float(numpy(made.progress.each))
+
+        made.compile(optimizer="sgd")
+        stream = tf.data.Dataset.from_tensor_slices(data).batch(4).filter(lambda *_: True)
+        made.fit(stream, epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks, Recorded()])
+        return each
+
+    class Killed(keras.callbacks.Callback):
+        epoch = 0
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if (self.epoch, batch) == killed_at:
+                raise KeyboardInterrupt
+
+    def backup() -> Any:
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
+
+    assert fit() == pytest.approx({0: 0, 1: 1 / 16, 2: 1 / 16, 3: 1 / 16})
+    with pytest.raises(KeyboardInterrupt):
+        fit(backup(), Killed())
+    first = 1 if save_freq == "epoch" else 2
+    assert fit(backup()) == pytest.approx(dict.fromkeys(range(first, 4), 1 / 16))
+
+
 # --- gradients --------------------------------------------------------------------------------------
 
 

@@ -234,6 +234,19 @@ def test_padding_is_left_out_in_every_engine(name: str) -> None:
     np.testing.assert_allclose(run(batch_)["head"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["auto", "eager"])
+def test_padding_that_attention_takes_away_is_left_out_in_every_engine(name: str) -> None:
+    ids = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(9, 2, mask_zero=True)(ids)
+    x = keras.layers.LSTM(3, return_sequences=True, name="lstm")(x)
+    model = keras.Model(ids, keras.layers.MultiHeadAttention(2, 3, name="attention")(x, x))
+    batch_ = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 7], [8, 0, 0, 0, 0]])
+    whole = numpy(spile.tap(model, "lstm", pool=None)(batch_))["lstm"]
+    expected = [row[row_ids != 0].mean(0) for row, row_ids in zip(whole, batch_, strict=True)]
+    found = engine(spile.tap(model, ["lstm", "attention"]), name=name)(batch_)["lstm"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_second_extraction_uses_the_program_of_the_first() -> None:
     """With new weights, of which the program holds none; what the layers' options say is compiled anew."""
     x = keras.Input((3,))

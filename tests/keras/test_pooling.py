@@ -159,6 +159,28 @@ def test_padding_that_keras_tells(name: str) -> None:
             assert not np.allclose(array(tap(np.full_like(ids, 3))[place]), np.stack(expected))
 
 
+@pytest.mark.parametrize("place", ["lstm", "attention@in:0", "attention", "embed"])
+def test_padding_that_attention_takes_away(place: str) -> None:
+    """`MultiHeadAttention` takes Keras' masks from its inputs; wherever the pass ends."""
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    x = layers.Embedding(9, 4, mask_zero=True, name="embed")(ids)
+    x = layers.MultiHeadAttention(2, 3, name="first")(x, x)
+    x = layers.LSTM(5, return_sequences=True, name="lstm")(x)
+    x = layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    model = keras.Model(ids, layers.Dense(3, name="dense")(x))
+    batch = np.where(MASK, np.arange(1, 7), 0).astype("int32")
+    with spile.tap(model, place, pool=None) as tap:
+        whole = array(tap(batch)[place])
+    expected = np.stack([x[kept].mean(0) for x, kept in zip(whole, MASK, strict=True)])
+    for places in ([place], [place, "dense"], [place, "attention/_query_dense"]):
+        with spile.tap(
+            model, places, pool={"attention/_query_dense": None} if "/" in places[-1] else "auto"
+        ) as tap:
+            close(array(tap(batch)[place]), expected)
+            close(array(tap.with_output(batch)[1][place]), expected)
+            assert tap.verify(batch).largest_difference == 0
+
+
 def test_padding_that_the_model_is_told() -> None:
     ids = keras.Input((6,), dtype="int32", name="ids")
     mask = keras.Input((6,), dtype="int32", name="padding_mask")

@@ -231,6 +231,48 @@ def test_progress_of_a_stream_and_of_a_loop_of_ones_own(data: Any) -> None:
     assert float(told["middle/weight"]) == pytest.approx(0.1)
 
 
+@pytest.mark.essential
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(("save_freq", "killed_at"), [("epoch", (1, 3)), (3, (2, 2))])
+def test_resuming_on_a_stream_does_not_shift_a_schedule(
+    save_freq: Any, killed_at: tuple[int, int], data: Any, tmp_path: Path
+) -> None:
+    """The batches of an epoch are known from those before the checkpoint."""
+    import tensorflow as tf
+
+    def fit(*callbacks: Any) -> dict[int, float]:
+        """The share of training that every batch adds, by epoch."""
+        made, each = supervise(network()), {}
+
+        class Recorded(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+                each[epoch] = float(numpy(made.progress.each))
+
+        made.compile(optimizer="sgd")
+        stream = tf.data.Dataset.from_tensor_slices(data).batch(4).filter(lambda *_: True)
+        made.fit(stream, epochs=4, shuffle=False, verbose=0, callbacks=[*callbacks, Recorded()])
+        return each
+
+    class Killed(keras.callbacks.Callback):
+        epoch = 0
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.epoch = epoch
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if (self.epoch, batch) == killed_at:
+                raise KeyboardInterrupt
+
+    def backup() -> Any:
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
+
+    assert fit() == pytest.approx({0: 0, 1: 1 / 16, 2: 1 / 16, 3: 1 / 16})
+    with pytest.raises(KeyboardInterrupt):
+        fit(backup(), Killed())
+    first = 1 if save_freq == "epoch" else 2
+    assert fit(backup()) == pytest.approx(dict.fromkeys(range(first, 4), 1 / 16))
+
+
 # --- gradients --------------------------------------------------------------------------------------
 
 
@@ -494,6 +536,51 @@ def test_a_model_that_is_no_graph_with_a_dict_of_outputs(data: Any, tmp_path: Pa
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
 
 
+class Attentive(keras.Model):
+    """No graph; its tokens go to attention, which takes Keras' mask from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = layers.Embedding(9, 4, mask_zero=True)
+        self.tokens = layers.LSTM(5, return_sequences=True)
+        self.attention = layers.MultiHeadAttention(2, 3)
+        self.last = layers.Dense(CLASSES)
+
+    def call(self, ids: Any) -> Any:
+        x = self.tokens(self.embed(ids))
+        return self.last(ops.mean(self.attention(x, x), axis=1))
+
+
+def attentive() -> keras.Model:
+    ids = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(ids)
+    x = layers.LSTM(5, return_sequences=True, name="tokens")(x)
+    x = layers.MultiHeadAttention(2, 3)(x, x)
+    return keras.Model(ids, layers.Dense(CLASSES)(layers.GlobalAveragePooling1D()(x)))
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("make", [attentive, Attentive])
+def test_heads_leave_out_padding_that_attention_takes_away(make: Callable[[], keras.Model]) -> None:
+    ids = np.array([[1, 2, 0, 0, 0, 0], [3, 4, 5, 6, 7, 8], [8, 1, 2, 0, 0, 0]], "int32")
+    base = make()
+    base(ids)
+    with spile.tap(base, "tokens", pool=None, example=ids) as tap:
+        whole = numpy(tap(ids)["tokens"])
+    mean = np.stack([x[kept].mean(0) for x, kept in zip(whole, ids != 0, strict=True)])
+    supervised = supervise(base, taps=["tokens"], example=ids)
+    weight, bias = (numpy(value) for value in supervised.heads["tokens"].weights)
+    np.testing.assert_allclose(
+        numpy(supervised(ids).aux["tokens"]), mean @ weight + bias, rtol=1e-4, atol=1e-5
+    )
+    supervised.compile()
+    labels = np.zeros(3, "int64")
+    loss = supervised.evaluate(ids, labels, verbose=0, return_dict=True)["tokens/labels"]
+    scores = mean @ weight + bias
+    expected = np.log(np.exp(scores).sum(-1)) - scores[:, 0]
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
+
+
 def test_probabilities_and_logits_are_told_apart(data: Any) -> None:
     soft, plain = network(), network(activation=None)
     plain.set_weights(soft.get_weights())
@@ -504,6 +591,59 @@ def test_probabilities_and_logits_are_told_apart(data: Any) -> None:
         main = ops.convert_to_numpy(supervise(model, taps=taps)(data[0]).main)
         difference = main - logits  # logits are the same up to a number a row
         np.testing.assert_allclose(difference - difference[:, :1], 0, atol=1e-4)
+
+
+def scores(*ending: Any, classes: int = CLASSES) -> keras.Model:
+    start = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, name="middle")(start))
+    x = layers.Dense(classes, name="scores")(x)
+    for step in ending:
+        x = step(x)
+    return keras.Model(start, x)
+
+
+def own_softmax(x: Any) -> Any:
+    return ops.softmax(x, axis=-1)
+
+
+def half(name: str) -> Any:
+    return layers.Activation(name, dtype="mixed_bfloat16"), layers.Activation("linear", dtype="float32")
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize(
+    ("gives", "ending"),
+    [
+        ("softmax", lambda: half("softmax")),
+        ("softmax", lambda: [layers.Activation(own_softmax)]),
+        ("sigmoid", lambda: half("sigmoid")),
+        ("sigmoid", lambda: [ops.sigmoid]),
+        ("sigmoid", lambda: [layers.Activation(ops.sigmoid)]),
+        ("sigmoid", lambda: [layers.Activation("sigmoid"), layers.Reshape((CLASSES,))]),
+    ],
+    ids=["mixed", "function", "mixed sigmoid", "operation", "sigmoid function", "reshaped"],
+)
+def test_probabilities_of_which_no_last_layer_tells(gives: str, ending: Any, data: Any) -> None:
+    base = scores(*ending())
+    task = "multilabel" if gives == "sigmoid" else "classification"
+    main = supervise(base, task=task)(data[0]).main
+    chances = ops.sigmoid(main) if gives == "sigmoid" else ops.softmax(main)
+    np.testing.assert_allclose(numpy(chances), numpy(base(data[0])), atol=1e-2)
+    assert numpy(main).min() < 0
+
+
+@pytest.mark.essential
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+@pytest.mark.parametrize("ending", [layers.Activation("linear"), lambda x: x * 1], ids=["layer", "operation"])
+@pytest.mark.parametrize("classes", [1, CLASSES])
+def test_logits_that_look_like_probabilities(task: Any, ending: Any, classes: int, data: Any) -> None:
+    base = scores(ending, classes=classes)
+    kernel, _ = base.get_layer("scores").get_weights()
+    base.get_layer("scores").set_weights([kernel * 0.01, np.linspace(0.3, 0.6, classes)])
+    found = numpy(base(data[0]))
+    assert found.min() > 0 and found.max() < 1
+    main = supervise(base, task=task, num_classes=classes)(data[0]).main
+    np.testing.assert_allclose(numpy(main), found, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,26 @@ def test_a_layer_of_the_graph_that_another_layer_runs_too() -> None:
         np.testing.assert_allclose(array(found["shared#1"]), array(model(X)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["beside", "before", "after"])
+@pytest.mark.parametrize("addresses", ["branch/shared#0", "branch/shared#1", "leaves"])
+def test_a_layer_of_a_model_inside_that_runs_outside_of_it_too(order: str, addresses: str) -> None:
+    shared = dense("shared")
+    branch = graph(shared, name="branch")
+    first, second = keras.Input((4,)), keras.Input((4,))
+    model = {
+        "beside": lambda: keras.Model([first, second], [branch(first), shared(second)]),
+        "before": lambda: keras.Model([first, second], layers.Add()([branch(shared(first)), second])),
+        "after": lambda: keras.Model([first, second], layers.Add()([shared(branch(first)), second])),
+    }[order]()
+    inputs = [X, 2 * X]
+    with spile.tap(model, addresses, pool=None) as tap:
+        found, whole = tap(inputs), tap.with_output(inputs)[1]
+        assert found.keys() == whole.keys()
+        for name, value in found.items():
+            np.testing.assert_array_equal(array(value), array(whole[name]))
+        tap.verify(inputs)
+
+
 def test_a_layer_that_was_also_called_elsewhere() -> None:
     one = dense("one")
     other = keras.Input((4,))

@@ -11,7 +11,7 @@ from keras.src.backend import get_keras_mask  # the attribute alone is not set o
 from spile.address import Side
 from spile.errors import CaptureError
 from spile.keras.pooling import needs_mask, pooled
-from spile.keras.trees import given, is_tensor
+from spile.keras.trees import given, is_tensor, tensors
 from spile.resolution import Point, by_place
 from spile.trees import pick
 
@@ -23,6 +23,34 @@ class Stop(BaseException):
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
+
+
+class Padding:
+    """Which tokens of one pass are real: as Keras says of a tensor, else as the model was `told`.
+
+    `keras.layers.MultiHeadAttention` takes what Keras says from the tensors that it is given; here it is
+    kept.
+    """
+
+    def __init__(self, told: Any) -> None:
+        self._told = told
+        self._taken: dict[int, tuple[Any, Any]] = {}
+        """By identity: the mask, with the tensor, so that no other one gets its identity."""
+
+    def around(self, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a layer's ``run()``; keeps the masks that it takes away."""
+        masks = [(tensor, get_keras_mask(tensor)) for _, tensor in tensors((args, kwargs))]
+        try:
+            return run()
+        finally:
+            for tensor, mask in masks:
+                if mask is not None and get_keras_mask(tensor) is None:
+                    self._taken.setdefault(id(tensor), (mask, tensor))
+
+    def of(self, tensor: Any) -> Any:
+        """The mask (samples, tokens), or ``None``."""
+        taken, _ = self._taken.get(id(tensor), (self._told, None))
+        return padding(tensor, taken)
 
 
 class Capture:
@@ -41,7 +69,8 @@ class Capture:
         self._paths = paths
         self._places = by_place(points)
         self._prefix_tokens = prefix_tokens
-        self._mask = mask
+        self._tokens = any("T" in (point.layout or "") for point in points)
+        self.padding = Padding(mask)
         self._stop = stop
         self._values: dict[str, Any] = {}
         self._unpooled: list[tuple[Point, Any, Any]] = []
@@ -63,7 +92,7 @@ class Capture:
         self.entered.add(path)
         self._see(path, "in", lambda: given(args, kwargs))
         self._stop_when_done()
-        output = run()
+        output = self.padding.around(run, args, kwargs) if self._tokens else run()
         self._see(path, "out", lambda: output)
         return output
 
@@ -72,7 +101,7 @@ class Capture:
         if self._fault is not None:
             raise self._fault
         for point, tensor, value in self._unpooled:
-            self._values[point.name] = self._pooled(point, value, padding(tensor, self._mask))
+            self._values[point.name] = self._pooled(point, value, self.padding.of(tensor))
         self._unpooled.clear()
         missing = [point.name for point in self._points if point.name not in self._values]
         if missing:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from spile.keras.capturing import Capture, padding
+from spile.keras.capturing import Capture, Padding
 from spile.keras.names import is_graph, names_of
 from spile.keras.trees import Inputs, declared_inputs
 from spile.keras.watching import watching_calls
@@ -28,7 +28,7 @@ class Pass:
     """A model's pass with its points. Nothing of the model changes but what its own pass changes.
 
     Where the points are plain layers of a graph they become further outputs of it; so nothing has to be
-    watched, and rematerialised layers keep working. Else the layers are watched.
+    watched for their values, and rematerialised layers keep working. Else the layers are watched.
     """
 
     def __init__(self, model: keras.Model, points: Sequence[Point]) -> None:
@@ -36,21 +36,25 @@ class Pass:
         self._points = tuple(points)
         self._graph = _with_outputs(model, self._points)
         names = {layer: found[0] for layer, found in names_of(model).items()}
-        wanted = {point.path for point in self._points}
-        self._watched = {layer: path for layer, path in names.items() if path in wanted}
+        tokens = any("T" in (point.layout or "") for point in self._points)
+        wanted = {point.path for point in self._points} if self._graph is None else set()
+        # Any layer may take the padding from tokens.
+        self._watched = {layer: path for layer, path in names.items() if tokens or path in wanted}
 
     def __call__(self, inputs: Inputs, *, training: Any) -> tuple[Any, dict[str, Feature]]:
         """The model's own output, and the features by the points' names. Raises `CaptureError`."""
         told = _told(inputs)
         if self._graph is not None:
-            output, tensors = self._graph(*inputs.args, training=training)
+            padding = Padding(told)
+            with watching_calls(self._watched, lambda _, *call: padding.around(*call)):
+                output, tensors = self._graph(*inputs.args, training=training)
             values = dict(zip((point.name for point in self._points), tensors, strict=True))
-            return output, {name: Feature(value, padding(value, told)) for name, value in values.items()}
-        capture = Capture(self._points, self._watched, prefix_tokens={}, mask=None, stop=False)
+            return output, {name: Feature(value, padding.of(value)) for name, value in values.items()}
+        capture = Capture(self._points, self._watched, prefix_tokens={}, mask=told, stop=False)
         with watching_calls(self._watched, capture.watch):
             output = self._model(*inputs.args, **inputs.kwargs, training=training)
         return output, {
-            name: Feature(value, padding(capture.originals[name], told))
+            name: Feature(value, capture.padding.of(capture.originals[name]))
             for name, value in capture.values().items()
         }
 

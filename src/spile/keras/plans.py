@@ -30,6 +30,9 @@ from spile.supervision.weights import Aggregated, Weighting
 
 Gives = Literal["logits", "softmax", "sigmoid"]
 
+_FLIPS = 8
+"""Of the signs of all weights: a logit would have to be positive every time."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
@@ -229,30 +232,69 @@ def _by_layer(model: keras.Model, observation: Observation, main: MainOutput) ->
         if len(wanted) != 1 or not call.path or [o.identity for o in call.outputs] != wanted:
             continue
         layer = layers[call.path]
-        activation = getattr(layer, "activation", None)
-        if isinstance(layer, keras.layers.Softmax) or activation is keras.activations.softmax:
+        if isinstance(layer, keras.layers.Softmax):
             return "softmax"
-        if activation is keras.activations.sigmoid:
-            return "sigmoid"
-        if activation is keras.activations.linear:
-            return "logits"
+        gives = _by_activation(getattr(layer, "activation", None))
+        # What only changes the type, as after a softmax in half precision, tells nothing.
+        return None if gives == "logits" and isinstance(layer, keras.layers.Activation) else gives
+    return None
+
+
+def _by_activation(activation: Any) -> Gives | None:
+    """What a layer's activation gives, whichever library it is of; ``None`` where that is none of these."""
+    if not callable(activation) or isinstance(activation, keras.Layer):
+        return None
+    x = keras.ops.convert_to_tensor(np.array([[-2, 0.5, 3]], "float32"))
+    try:
+        found = keras.ops.convert_to_numpy(activation(x))
+    except Exception:  # the user's own function: anything may come out
+        return None
+    known: dict[Gives, Callable[[Any], Any]] = {
+        "softmax": keras.ops.softmax,
+        "sigmoid": keras.ops.sigmoid,
+        "logits": lambda x: x,
+    }
+    for gives, function in known.items():
+        expected = keras.ops.convert_to_numpy(function(x))
+        if found.shape == expected.shape and np.allclose(found, expected, atol=1e-5):
+            return gives
     return None
 
 
 def _by_values(model: keras.Model, settings: Settings) -> Gives:
-    """For outputs that no layer made: rows that are positive and sum to 1 are probabilities."""
+    """For outputs of which no layer tells: rows that are positive and sum to 1 are probabilities.
+
+    With several labels a row, numbers from 0 to 1 are, if they stay there whatever the signs of the weights.
+    """
     random = np.random.default_rng(0)
+    example = tuple(with_samples(inputs_of(model, settings.example), 2))
 
     def noise(value: Any) -> Any:
         dtype = keras.backend.standardize_dtype(value.dtype)
         return keras.ops.cast(random.normal(size=tuple(value.shape)), dtype) if "float" in dtype else value
 
-    inputs = Inputs(*transform(tuple(with_samples(inputs_of(model, settings.example), 2)), noise))
-    with stateless(model, None):
-        output = model(*inputs.args, **inputs.kwargs, training=False)
-    values = keras.ops.convert_to_numpy(keras.ops.cast(picked(output, settings.main), "float32"))
-    sums = values.sum(axis=-1)
-    return "softmax" if values.min() >= 0 and np.abs(sums - 1).max() < 1e-2 else "logits"
+    def values(state: list[Any] | None) -> Any:
+        inputs = Inputs(*transform(example, noise))
+        with stateless(model, state):
+            output = model(*inputs.args, **inputs.kwargs, training=False)
+        return keras.ops.convert_to_numpy(keras.ops.cast(picked(output, settings.main), "float32"))
+
+    # Not statistics, of which a variance has no sign.
+    weights = {id(v) for layer in model._flatten_layers() for v in layer._trainable_variables}
+
+    def flipped(variable: Any) -> Any:
+        if id(variable) not in weights or "float" not in str(variable.dtype):
+            return variable.value
+        signs = random.choice([-1.0, 1.0], size=tuple(variable.shape))
+        return variable.value * keras.ops.cast(signs, variable.dtype)
+
+    own = values(None)
+    if own.min() >= 0 and np.abs(own.sum(axis=-1) - 1).max() < 1e-2:
+        return "softmax"
+    if settings.task != "multilabel" or not ((own > 0) & (own < 1)).any() or own.min() < 0 or own.max() > 1:
+        return "logits"
+    others = (values([flipped(variable) for variable in model.variables]) for _ in range(_FLIPS))
+    return "sigmoid" if all(other.min() >= 0 and other.max() <= 1 for other in others) else "logits"
 
 
 def _shapes(inputs: Inputs) -> Any:

@@ -42,6 +42,11 @@ class Progress(keras.Layer):
         self.each.assign(each)
         self.batches.assign(0)
 
+    def length(self, epochs: int) -> int:
+        """Batches of the last epoch, also where a checkpoint was made in the middle of one; 0: not known."""
+        each, batches = float(ops.convert_to_numpy(self.each)), int(ops.convert_to_numpy(self.batches))
+        return max(batches, round(1 / (epochs * each)) if each else 0)
+
     def follow(self) -> None:
         """One batch more is done."""
         self.batches.assign(self.batches + 1)
@@ -59,6 +64,8 @@ class ProgressCallback(keras.callbacks.Callback):
         """Anchor the progress."""
         epochs = int(self.params.get("epochs") or 1)
         batches = self.params.get("steps") or self._batches
+        if not batches and epoch:
+            batches = self.model.progress.length(epochs)
         self.model.progress.begin(epoch / epochs, 1 / (epochs * batches) if batches else 0.0)
         self._counted = 0
 
@@ -67,8 +74,11 @@ class ProgressCallback(keras.callbacks.Callback):
         self._counted = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Know how many there are."""
-        self._batches = self._counted or self._batches
+        """Know how many there are, in a checkpoint too."""
+        if self._counted:
+            self._batches = self._counted
+            # On TensorFlow the step that finds no further batch has counted itself.
+            self.model.progress.batches.assign(self._counted)
 
 
 class Table:

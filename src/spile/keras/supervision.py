@@ -299,7 +299,7 @@ class Supervised(keras.Model):
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(own)
         else:
-            callbacks = [*keras.tree.flatten(callbacks or []), own]
+            callbacks = [own, *keras.tree.flatten(callbacks or [])]  # before one that makes a checkpoint
         return super().fit(*args, callbacks=callbacks, **kwargs)
 
     def train_step(self, *args: Any) -> Any:

@@ -225,6 +225,12 @@ def _cut(model: keras.Model, points: Sequence[Point], observation: Observation) 
     # Cutting could change the order of several runs; and only a single use is sure to be in this graph.
     if any(len(observation.by_path[name]) > 1 for name in tops):
         return None
+    # A layer inside a model may run outside of it too.
+    for point in points:
+        top = observation.by_path[point.path.partition("/")[0]][0]
+        calls = observation.by_path[point.path]
+        if any(not top.start <= call.start <= call.end <= top.end for call in calls):
+            return None
     if any(len(layer._inbound_nodes) != 1 for layer in layers):
         return None
     # Not `layer.output`: that of a model inside is the end of its own graph.

@@ -13,7 +13,7 @@ import numpy as np
 
 from spile.errors import CaptureError
 from spile.interfaces import Verification
-from spile.keras.capturing import copied, padding
+from spile.keras.capturing import Padding, copied
 from spile.keras.names import names_of
 from spile.keras.pooling import pooled
 from spile.keras.runtime import runtime
@@ -38,6 +38,7 @@ def reference(
     places = by_place(points)
     kept: dict[str, tuple[Point, Any, Any]] = {}
     ran: dict[str, int] = {}
+    padding = Padding(mask)
 
     def keep(path: str, side: Any, call: int, value: Any) -> None:
         for point in places.get((path, side), ()):
@@ -51,7 +52,7 @@ def reference(
             return run()
         call = ran[path] = ran.get(path, -1) + 1
         keep(path, "in", call, given(args, kwargs))
-        output = run()
+        output = padding.around(run, args, kwargs)
         keep(path, "out", call, output)
         return output
 
@@ -63,7 +64,7 @@ def reference(
             point.pool,
             point.layout,
             prefix_tokens=prefix_tokens.get(name, 0),
-            mask=padding(tensor, mask),
+            mask=padding.of(tensor),
         )
         for name, (point, tensor, value) in kept.items()
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import spile
 from spile.errors import AddressError, CaptureError, ModelError
 from spile.torch.taps import Tap
 
@@ -415,6 +416,18 @@ def test_a_scripted_part_has_no_layers_to_tap(image: Tensor) -> None:
     assert torch.equal(acts["1"], model[0](image).relu())
     with pytest.raises(AddressError, match=r"'1\.0' never runs"):
         Tap(model, "1.0", example=image)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_part_that_is_compiled_script_takes_no_hooks_and_is_left_out(image: Tensor) -> None:
+    script = torch.jit.script(nn.Sequential(nn.ReLU()))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), script, nn.Flatten())
+    assert list(Tap(model, "all", pool=None, example=image)(image)) == ["0", "2"]
+    with pytest.raises(AddressError, match="'1' never runs"):
+        Tap(model, "1", example=image)
+    for whole in (script, torch.jit.freeze(script.eval())):
+        with pytest.raises(spile.ModelError, match=r"a TorchScript model.*torch\.export"):
+            spile.layers(whole, image)
 
 
 @pytest.mark.zoo

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._script import RecursiveScriptModule
 from torch.nn.parameter import is_lazy
 
 from spile import layouts
@@ -36,7 +37,7 @@ def observe(model: nn.Module, example: Any) -> Observation:
     `ModelError` where the model does not take the example.
     """
     base = unwrap(model)
-    if isinstance(base, torch.jit.ScriptModule):
+    if isinstance(base, RecursiveScriptModule):
         raise ModelError(
             "a TorchScript model runs without Python, so its layers cannot be observed: pass the nn.Module "
             "that it was made of, or what torch.export.export makes of that, saved as a .pt2 file"
@@ -130,7 +131,7 @@ class _Subject:
                 stack.enter_context(self.fake.running())
             stack.enter_context(meter)
             originals = set() if self.model is self.base else set(self.base.modules())
-            return _record(self.model, originals, meter, inputs)
+            return _record(self.model, originals, _without_hooks(self.base), meter, inputs)
 
     def variant(self, inputs: Inputs) -> dict[Place, Item]:
         """The items of a further pass by their place; empty where the model does not take such an input."""
@@ -205,7 +206,14 @@ def _key(call: Call, side: Side, item: Item) -> Place:
     return call.path, call.index, side, item.key
 
 
-def _record(model: nn.Module, originals: set[nn.Module], meter: Meter, inputs: Inputs) -> list[Call]:
+def _without_hooks(base: nn.Module) -> set[str]:
+    """Names of compiled TorchScript, which takes no hooks; traced modules do, but copies of them are none."""
+    return {name for name, m in base.named_modules() if isinstance(m, RecursiveScriptModule)}
+
+
+def _record(
+    model: nn.Module, originals: set[nn.Module], left_out: set[str], meter: Meter, inputs: Inputs
+) -> list[Call]:
     calls: list[Call] = []
     names = names_of(model)
     ran: dict[str, int] = {}
@@ -226,7 +234,7 @@ def _record(model: nn.Module, originals: set[nn.Module], meter: Meter, inputs: I
     ) -> Any:
         if module in originals:
             raise _EscapedError
-        if module not in names or isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+        if module not in names or names[module][0] in left_out:
             return run()
         path = names[module][0]
         index = ran[path] = ran.get(path, -1) + 1

@@ -678,6 +678,21 @@ def test_segmentation(data: Any) -> None:
     assert history["loss"][-1] < history["loss"][0]
 
 
+def test_weights_of_pixels_in_fit(data: Any) -> None:
+    """The head is at half the size."""
+    start = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="middle")(start)
+    base = keras.Model(start, layers.Conv2D(CLASSES, 1)(layers.UpSampling2D()(x)))
+    supervised = supervise(base, task="segmentation", head="dense", weight=1.0)
+    supervised.compile(optimizer="sgd", weighted_metrics=["accuracy"])
+    labels = np.random.default_rng(1).integers(0, CLASSES, (ROWS, 8, 8))
+    weights = np.ones((ROWS, 8, 8), "float32")
+    plain = supervised.evaluate(data[0], labels, verbose=0, return_dict=True)
+    double = supervised.evaluate(data[0], labels, sample_weight=2 * weights, verbose=0, return_dict=True)
+    assert double["middle/labels"] == pytest.approx(2 * plain["middle/labels"], rel=1e-5)
+    supervised.fit(data[0], labels, sample_weight=weights, verbose=0)
+
+
 # --- what is refused --------------------------------------------------------------------------------
 
 

@@ -146,6 +146,20 @@ def test_predict_and_metrics_are_those_of_the_model_itself(
     assert told["accuracy"] == pytest.approx((found.argmax(-1) == data[1]).mean())
 
 
+@pytest.mark.essential
+def test_the_loss_of_labels_is_a_mean_over_the_labelled_rows(data: Any) -> None:
+    """Not over batches, of which one may have few labels."""
+    images, labels = data
+    few = np.where((np.arange(ROWS) < 4) | (np.arange(ROWS) == 9), labels, -1)
+    base = network(activation=None)
+    supervised = supervise(base)
+    supervised.compile()
+    found = supervised.evaluate(images, few, batch_size=4, verbose=0, return_dict=True)
+    scores, rows = numpy(base(images, training=False)), few >= 0
+    each = np.log(np.exp(scores).sum(-1)) - scores[np.arange(ROWS), few]
+    assert found["main/labels"] == pytest.approx(each[rows].mean(), rel=1e-5)
+
+
 def test_evaluation_moves_nothing(fitted: tuple[Any, dict[str, list[float]]], data: Any) -> None:
     supervised, _ = fitted
     before = values(supervised)

@@ -41,6 +41,48 @@ def test_rows_without_a_label_count_nothing() -> None:
     assert label_loss(LOGITS, LABELS, "classification", weights=weights) == pytest.approx(weighted, rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [(4, 6), (2, 3)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_weights_of_pixels_are_resized_with_the_labels(samples: int, size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(samples, *size, 3)).astype("float32")
+    labels = random.integers(-1, 3, (samples, 4, 6))
+    weights = random.random((samples, 4, 6))
+    rows = ((np.arange(size[0]) + 0.5) * 4 / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * 6 / size[1]).astype(int)
+    small, w = labels[:, rows][:, :, columns], weights[:, rows][:, :, columns]
+    each = -np.take_along_axis(log_softmax(logits, -1), np.maximum(small, 0)[..., None], -1)[..., 0]
+    expected = (each * w)[small >= 0].mean()
+    for given in (weights, weights[..., None]):
+        found = label_loss(logits, labels, "segmentation", weights=given)
+        assert found == pytest.approx(expected, rel=1e-5)
+    by_sample = random.random(samples)
+    expected = (each * by_sample[:, None, None])[small >= 0].mean()
+    for given in (by_sample, by_sample[:, None]):
+        found = label_loss(logits, labels, "segmentation", weights=given)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_single_outputs() -> None:
+    labels, weights = np.array([[0, 1, -1]] * 5), np.random.default_rng(0).random((5, 3))
+    each = (np.logaddexp(0, LOGITS) - np.maximum(labels, 0) * LOGITS) * weights
+    assert label_loss(LOGITS, labels, "multilabel", weights=weights) == pytest.approx(
+        each[:, :2].mean(), rel=1e-4
+    )
+
+
+def test_weights_that_do_not_fit() -> None:
+    with pytest.raises(
+        SupervisionError, match=r"shape \[1, 4\], the losses \[1\]: give one weight a sample, \[1\]$"
+    ):
+        label_loss(LOGITS[:1], LABELS[:1], "classification", weights=np.ones((1, 4)))
+    with pytest.raises(SupervisionError, match=r"shape \[3\], the losses \[5\]"):
+        label_loss(LOGITS, LABELS, "classification", weights=np.ones(3))
+    maps = np.zeros((1, 2, 2, 3), "float32"), np.zeros((1, 2, 2), "int32")
+    with pytest.raises(SupervisionError, match=r"\[1, 4\].*, \[1\], or one a loss, \[1, 2, 2\]"):
+        label_loss(*maps, "segmentation", weights=np.ones((1, 4)))
+
+
 def test_soft_labels_and_smoothing() -> None:
     one_hot = np.eye(3)[[0, 1, 2, 1, 0]]
     smooth = 0.9 * one_hot + 0.1 / 3

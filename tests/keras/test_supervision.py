@@ -146,6 +146,20 @@ def test_predict_and_metrics_are_those_of_the_model_itself(
     assert told["accuracy"] == pytest.approx((found.argmax(-1) == data[1]).mean())
 
 
+@pytest.mark.essential
+def test_the_loss_of_labels_is_a_mean_over_the_labelled_rows(data: Any) -> None:
+    """Not over batches, of which one may have few labels."""
+    images, labels = data
+    few = np.where((np.arange(ROWS) < 4) | (np.arange(ROWS) == 9), labels, -1)
+    base = network(activation=None)
+    supervised = supervise(base)
+    supervised.compile()
+    found = supervised.evaluate(images, few, batch_size=4, verbose=0, return_dict=True)
+    scores, rows = numpy(base(images, training=False)), few >= 0
+    each = np.log(np.exp(scores).sum(-1)) - scores[np.arange(ROWS), few]
+    assert found["main/labels"] == pytest.approx(each[rows].mean(), rel=1e-5)
+
+
 def test_evaluation_moves_nothing(fitted: tuple[Any, dict[str, list[float]]], data: Any) -> None:
     supervised, _ = fitted
     before = values(supervised)
@@ -676,6 +690,21 @@ def test_segmentation(data: Any) -> None:
     history = supervised.fit(data[0], labels, epochs=3, verbose=0).history
     assert supervised(data[0]).aux["middle"].shape == (ROWS, 4, 4, CLASSES)
     assert history["loss"][-1] < history["loss"][0]
+
+
+def test_weights_of_pixels_in_fit(data: Any) -> None:
+    """The head is at half the size."""
+    start = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="middle")(start)
+    base = keras.Model(start, layers.Conv2D(CLASSES, 1)(layers.UpSampling2D()(x)))
+    supervised = supervise(base, task="segmentation", head="dense", weight=1.0)
+    supervised.compile(optimizer="sgd", weighted_metrics=["accuracy"])
+    labels = np.random.default_rng(1).integers(0, CLASSES, (ROWS, 8, 8))
+    weights = np.ones((ROWS, 8, 8), "float32")
+    plain = supervised.evaluate(data[0], labels, verbose=0, return_dict=True)
+    double = supervised.evaluate(data[0], labels, sample_weight=2 * weights, verbose=0, return_dict=True)
+    assert double["middle/labels"] == pytest.approx(2 * plain["middle/labels"], rel=1e-5)
+    supervised.fit(data[0], labels, sample_weight=weights, verbose=0)
 
 
 # --- what is refused --------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ def nearest(labels: Any, static: Any, size: Any) -> Any:
 def label_loss(logits: Any, labels: Any, known: Any, task: Task, *, smoothing: float, weights: Any) -> Any:
     """Cross-entropy, binary cross-entropy or squared error; mean over what is labelled.
 
-    `labels`, `known` as `as_labels` gives them; `weights` (samples,) multiply the losses, or are ``None``.
+    `labels`, `known` as `as_labels` gives them; `weights` multiply the losses, or are ``None``: one a sample,
+    or one a loss, of which a map may have another size. Raises `SupervisionError`.
     """
     if task in ("classification", "segmentation"):
         each = keras.losses.categorical_crossentropy(
@@ -111,8 +112,31 @@ def label_loss(logits: Any, labels: Any, known: Any, task: Task, *, smoothing: f
     else:
         each = ops.square(logits - labels)
     if weights is not None:
-        each = each * ops.reshape(float32(weights), (-1, *(1,) * (len(each.shape) - 1)))
+        each = each * _weights_of(weights, each)
     return mean(each, known)
+
+
+def _weights_of(weights: Any, each: Any) -> Any:
+    """Sample weights that broadcast with the losses `each` (samples, ...)."""
+    weights = float32(weights)
+    wanted, given = tuple(each.shape), tuple(weights.shape)
+    if given[1:] == (1,) * len(given[1:]) and _fits(given[:1], wanted):
+        return ops.reshape(weights, (-1, *(1,) * (len(wanted) - 1)))
+    if len(given) == len(wanted) + 1 and given[-1] == 1:
+        weights, given = weights[..., 0], given[:-1]
+    if len(given) == len(wanted) == 3 and _fits(given[:1], wanted):
+        return nearest(weights, wanted[1:], ops.shape(each)[1:])
+    if len(given) == len(wanted) and _fits(given, wanted):
+        return weights
+    raise SupervisionError(
+        f"sample_weight has the shape {list(given)}, the losses {list(wanted)}: give one weight a sample, "
+        f"{list(wanted[:1])}" + (f", or one a loss, {list(wanted)}" if len(wanted) > 1 else "")
+    )
+
+
+def _fits(given: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    """Whether sizes are alike, as far as they are known."""
+    return all(n == m for n, m in zip(given, wanted, strict=False) if n is not None and m is not None)
 
 
 def hits(logits: Any, labels: Any, task: Task) -> Any:

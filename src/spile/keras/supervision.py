@@ -35,7 +35,7 @@ from spile.keras.weights import load_layers, save_layers
 from spile.resolution import Point
 from spile.supervision.heads import HeadSpec, Kept
 from spile.supervision.settings import Certificate, Loss, Settings, SupervisedOutput
-from spile.supervision.targets import MAIN, SelfDistill, term_names
+from spile.supervision.targets import MAIN, Labels, SelfDistill, term_names
 from spile.supervision.weights import Schedule, checked
 
 _Y = ("labels", "ids", "soft_labels")
@@ -47,7 +47,7 @@ class _Weighed(NamedTuple):
     total: Any
     parts: list[Any]
     """Of it: that of the main output and of every head, weighted."""
-    terms: dict[str, Any]
+    terms: dict[str, Stat]
     stats: dict[str, Stat]
 
 
@@ -162,8 +162,8 @@ class Supervised(keras.Model):
         share = checked(progress) if isinstance(progress, int | float) else progress
         y = {"labels": labels, "ids": ids, "soft_labels": soft_labels}
         found = self._weighed(output, y, share, sample_weight, training=training)
-        stats = {name: stat.value for name, stat in found.stats.items()}
-        return Loss(total=found.total, terms=found.terms, stats=stats)
+        terms, stats = ({name: s.value for name, s in each.items()} for each in (found.terms, found.stats))
+        return Loss(total=found.total, terms=terms, stats=stats)
 
     def compute_loss(
         self,
@@ -175,9 +175,7 @@ class Supervised(keras.Model):
     ) -> Any:
         """What `fit` minimises, with the base's own regularisation. Logs every term."""
         found = self._weighed(y_pred, _parts(y), self.progress.now(), sample_weight, training=training)
-        rows = ops.cast(ops.shape(y_pred.main)[0], "float32")
-        logged = {name: Stat(term, rows) for name, term in found.terms.items()} | found.stats
-        for name, stat in logged.items():
+        for name, stat in (found.terms | found.stats).items():
             self._trackers[name].update_state(ops.stop_gradient(stat.value), sample_weight=stat.count)
         if training:
             self.progress.follow()
@@ -224,10 +222,11 @@ class Supervised(keras.Model):
             self._states.follow(batch)
         return _Weighed(total=sum(parts), parts=parts, terms=terms, stats=stats)
 
-    def _by_head(self, batch: Batch) -> tuple[dict[str, Any], dict[str, Stat], dict[str, Any]]:
+    def _by_head(self, batch: Batch) -> tuple[dict[str, Stat], dict[str, Stat], dict[str, Any]]:
         """Every term, what is told beside, and the loss of each head, unweighted."""
         plan = self._plan
-        terms: dict[str, Any] = {}
+        rows = ops.cast(ops.shape(batch.logits[MAIN])[0], "float32")
+        terms: dict[str, Stat] = {}
         stats: dict[str, Stat] = {}
         sums: dict[str, Any] = {}
         for name, logits in batch.logits.items():
@@ -235,11 +234,16 @@ class Supervised(keras.Model):
             parts = []
             for term, target in zip(term_names(targets), targets, strict=True):
                 key = f"{name}/{term}"
-                terms[key] = self._states.loss(name, target, batch)
-                parts.append(target.weight * terms[key])
+                loss = self._states.loss(name, target, batch)
+                # A mean over what is labelled, so that a batch counts by that.
+                terms[key] = Stat(
+                    loss, ops.sum(batch.labels[name][1]) if isinstance(target, Labels) else rows
+                )
+                parts.append(target.weight * loss)
                 if isinstance(target, SelfDistill) and target.hint:
-                    terms[f"{key}_hint"] = self._states.hint(name, batch)
-                    parts.append(target.weight * target.hint * terms[f"{key}_hint"])
+                    hint = self._states.hint(name, batch)
+                    terms[f"{key}_hint"] = Stat(hint, rows)
+                    parts.append(target.weight * target.hint * hint)
                 told = self._states.stats(name, target, batch)
                 stats |= {f"{name}/{what}": stat for what, stat in told.items()}
             sums[name] = sum(parts)

@@ -108,6 +108,15 @@ def test_what_ends_a_process_ends_the_run_which_goes_on_later(
         np.testing.assert_allclose(store["conv"], spile.extract(tap, x, **given)["conv"], rtol=2e-3)
 
 
+def test_no_process_outlives_a_run_whose_values_cannot_be_written(tmp_path: Path) -> None:
+    x = np.zeros((60, 3, 5, 5), np.float32)
+    x[20:] = 1e9
+    tap = spile.tap(nn.Conv2d(3, 4, 3), "@out", pool="avg")
+    with pytest.raises(spile.StoreError, match="float16") as caught:
+        spile.extract(tap, x, tmp_path / "a.lance", batch_size=4, devices=TWO, progress=False)
+    assert caught.value is not None and not multiprocessing.active_children()
+
+
 def test_a_part_that_differs_in_size_is_found_by_each_process() -> None:
     images = [np.zeros((8, 8, 3), np.uint8)] * 8 + [np.zeros((9, 9, 3), np.uint8)] * 4
     spec = spile.ImagePreprocessing()

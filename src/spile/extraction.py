@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, Literal, cast
@@ -106,8 +106,9 @@ def extract(
                     "extract", total=run.length, done=writer.next_position, shown=progress
                 ) as report,
                 written_behind(lambda batch, arrays: _append(writer, batch, arrays), writer.commit) as write,
+                closing(run.results(columns, start=writer.next_position)) as results,
             ):
-                for batch, arrays in run.results(columns, start=writer.next_position):
+                for batch, arrays in results:
                     write(batch, arrays)
                     limit.count(batch)
                     report(samples=batch.stop - batch.start, written=run.bytes, skipped=limit.skipped)
@@ -263,8 +264,13 @@ class _Run:
             },
         )
 
-    def results(self, columns: Sequence[ColumnSpec], *, start: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        """Every batch from `start` on with its arrays; what was read to learn shapes is not read again."""
+    def results(
+        self, columns: Sequence[ColumnSpec], *, start: int
+    ) -> Generator[tuple[Batch, dict[str, Any]], None, None]:
+        """Every batch from `start` on with its arrays; what was read to learn shapes is not read again.
+
+        To be closed where it is left early: an error keeps it alive, and with it threads and processes.
+        """
         empty = {spec.name: np.empty((0, *spec.fixed_shape), np.float32) for spec in columns}
         for batch, found in self._on_devices(start) if self._others else self._here(start):
             arrays = found or empty

@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from spile.data import Skipped
-from spile.errors import StoreError, TrainingError
+from spile.errors import TrainingError
 from spile.fitting import Epoch
+from spile.probing.preparing import make_folder
 from spile.probing.record import about, write_json
 from spile.reporting import write_report
 from spile.training.recipe import Recipe
@@ -209,13 +210,7 @@ def _folder(folder: Path) -> Path:
     """Make the folder, before hours are spent on what goes there."""
     if (folder / "run.json").exists():
         raise TrainingError(f"{folder} holds a run already: name another folder (out=, --out)")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write to {folder}: {error.strerror or error}. Name another folder (out=, --out)"
-        ) from error
-    return folder
+    return make_folder(folder)
 
 
 def _is_object(model: Any) -> bool:
